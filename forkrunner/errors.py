@@ -1,0 +1,73 @@
+"""Everything forkrunner raises.
+
+ForkrunnerError
+├── ConfigError            .name .value .source   a setting, a target or an option is wrong
+├── TargetError            .target                the application does not import or names no Runner
+├── EnqueueError           .task                  a call that cannot become a job
+│   ├── TaskNotFound       .name
+│   └── ArgumentError      .argument              arguments that do not fit the task
+├── JobNotFound            .id
+├── JobStateError          .id .state             a cancel or retry that the state does not allow
+├── WaitTimeout            .id .state             Job.wait(timeout=…) ran out
+└── StoreError                                    the database said no
+    ├── StoreUnavailable                          away, silent, locked: the same call may work later
+    └── SchemaError                               tables are missing, older or newer than this release
+
+A message says what was expected, what was got and where it came from; the facts
+are attributes. A class's docstring is its message when none is given.
+"""
+
+from __future__ import annotations
+
+
+class ForkrunnerError(Exception):
+    """forkrunner could not do what was asked."""
+
+    def __init__(self, message: str | None = None, **facts: object) -> None:
+        super().__init__(message or type(self).__doc__)
+        self.facts = facts
+        self.__dict__.update(facts)
+
+
+class ConfigError(ForkrunnerError):
+    """A setting has a value that it cannot have."""
+
+
+class TargetError(ForkrunnerError):
+    """The application could not be imported."""
+
+
+class EnqueueError(ForkrunnerError):
+    """This call cannot become a job."""
+
+
+class TaskNotFound(EnqueueError):
+    """No task has this name."""
+
+
+class ArgumentError(EnqueueError):
+    """The arguments do not fit the task."""
+
+
+class JobNotFound(ForkrunnerError):
+    """There is no such job."""
+
+
+class JobStateError(ForkrunnerError):
+    """The state of the job does not allow this."""
+
+
+class WaitTimeout(ForkrunnerError):
+    """The job did not end in time."""
+
+
+class StoreError(ForkrunnerError):
+    """The database refused."""
+
+
+class StoreUnavailable(StoreError):
+    """The database does not answer; the same call may work later."""
+
+
+class SchemaError(StoreError):
+    """The tables are missing, older or newer than this release needs."""

@@ -1,0 +1,288 @@
+"""The words of a job: its states, how attempts end, and what follows from an ending.
+
+No I/O and no clock here: the store writes what this file decides.
+
+    enqueue ──a──▶ pending ──b──▶ busy ──c──▶ done
+                     ▲ │           │ ├────d──▶ failed
+                     │ └─────f─────┼─┴────g──▶ cancelled
+                     └──────e──────┘
+                     ◀──────h───────────────── done, failed, cancelled
+
+    a  enqueue          Store.enqueue: the row is inserted, `run_at` says when it may start
+    b  claim            Store.claim: `attempt` is counted up, `supervisor` is set
+    c  finish           Store.finish: the attempt's outcome is `done`, `result` is set
+    d  finish           Store.finish: no further try is due, `error` says why
+    e  finish, release  Store.finish: another try at `run_at`, or requeued · Store.release: claimed, never started
+    f  cancel           Store.cancel: nothing ran
+    g  finish           Store.finish: a running attempt was cancelled
+    h  retry            Store.retry: somebody asked for another run; `tries` and `crashes` start again at 0
+
+pending    `supervisor` is None; `finished_at` is None
+busy       `supervisor` and `started_at` are set; the row belongs to that supervisor while its lease lasts
+done       `result` and `finished_at` are set, `error` is None
+failed     `error` and `finished_at` are set
+cancelled  `error` and `finished_at` are set
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    PENDING = "pending"
+    BUSY = "busy"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+#: States that a job leaves only by `retry`.
+ENDED = frozenset({State.DONE, State.FAILED, State.CANCELLED})
+
+#: Arrow → (function, from, to); a test compares this with the diagram above.
+TRANSITIONS: Mapping[str, tuple[str, frozenset[State], frozenset[State]]] = {
+    "a": ("enqueue", frozenset(), frozenset({State.PENDING})),
+    "b": ("claim", frozenset({State.PENDING}), frozenset({State.BUSY})),
+    "c": ("finish", frozenset({State.BUSY}), frozenset({State.DONE})),
+    "d": ("finish", frozenset({State.BUSY}), frozenset({State.FAILED})),
+    "e": ("finish, release", frozenset({State.BUSY}), frozenset({State.PENDING})),
+    "f": ("cancel", frozenset({State.PENDING}), frozenset({State.CANCELLED})),
+    "g": ("finish", frozenset({State.BUSY}), frozenset({State.CANCELLED})),
+    "h": ("retry", ENDED, frozenset({State.PENDING})),
+}
+
+
+class Outcome(StrEnum):
+    """How an attempt ended. The mold decides it, `after` says what follows."""
+
+    #: The task returned.
+    DONE = "done"
+    #: The task raised.
+    RAISED = "raised"
+    #: The process ended itself with an exit status: sys.exit, os._exit.
+    EXITED = "exited"
+    #: The process was ended by a signal that was not ours.
+    CRASHED = "crashed"
+    #: Ended by the mold at the task's `timeout`.
+    TIMED_OUT = "timed_out"
+    #: More memory of its own than the task's `memory`.
+    OVER_MEMORY = "over_memory"
+    #: More CPU time than the task's `cpu_seconds`.
+    OVER_CPU = "over_cpu"
+    #: Killed by the kernel's out-of-memory killer.
+    OUT_OF_MEMORY = "out_of_memory"
+    #: Ended because somebody cancelled the job.
+    CANCELLED = "cancelled"
+    #: Stopped on purpose before it was finished; runs again and counts as nothing.
+    REQUEUED = "requeued"
+    #: Its supervisor or mold died, so nobody saw how it ended.
+    LOST = "lost"
+
+
+#: Endings that say "this job may be dangerous", capped by `max_crashes` apart from `max_attempts`.
+CRASHES = frozenset({Outcome.CRASHED, Outcome.OUT_OF_MEMORY, Outcome.LOST})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a task declared about being run again."""
+
+    #: How often the task may be tried before the job is failed; crashes are not counted here.
+    max_attempts: int = 1
+    #: After how many crashes (see CRASHES) the job is failed.
+    max_crashes: int = 3
+    #: Seconds before the second try, doubled for each further one; or one number per try.
+    backoff: float | tuple[float, ...] = 10.0
+    #: Longest wait between two tries, seconds.
+    backoff_cap: float = 3600.0
+    #: Never start it again once it was claimed, whatever happened.
+    at_most_once: bool = False
+
+    def delay(self, failures: int, jitter: float) -> float:
+        """Seconds to wait after the `failures`-th failure; `jitter` in 0…1 spreads it by ± 25 %."""
+        if isinstance(self.backoff, tuple):
+            base = self.backoff[min(failures, len(self.backoff)) - 1] if self.backoff else 0.0
+        else:
+            # 2.0 ** 1024 overflows; the cap is reached long before
+            base = self.backoff * 2.0 ** min(failures - 1, 60)
+        return min(base, self.backoff_cap) * (0.75 + 0.5 * jitter)
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What becomes of a row after an attempt; `delay` in seconds is for `pending` only."""
+
+    state: State
+    tries: int
+    crashes: int
+    delay: float = 0.0
+
+
+def after(
+    outcome: Outcome,
+    *,
+    tries: int,
+    crashes: int,
+    policy: Policy,
+    retry: bool = True,
+    jitter: float | None = None,
+) -> Next:
+    """Decide what follows an ending: the one place that does.
+
+    `tries` and `crashes` are those of the row before this attempt; `retry` is
+    False when the task's `retry_for` or `give_up_on` ruled another try out.
+    """
+    if outcome is Outcome.DONE:
+        return Next(State.DONE, tries + 1, crashes)
+    if outcome is Outcome.CANCELLED:
+        return Next(State.CANCELLED, tries, crashes)
+    if outcome is Outcome.REQUEUED and not policy.at_most_once:
+        return Next(State.PENDING, tries, crashes)
+    jitter = random.random() if jitter is None else jitter
+    if outcome in CRASHES:
+        crashes += 1
+        again, failures = crashes < policy.max_crashes, crashes
+    else:
+        tries += 1
+        again, failures = retry and tries < policy.max_attempts, tries
+    if policy.at_most_once or not again:
+        return Next(State.FAILED, tries, crashes)
+    # a lost attempt says nothing against the job: it need not wait
+    delay = 0.0 if outcome is Outcome.LOST else policy.delay(failures, jitter)
+    return Next(State.PENDING, tries, crashes, delay)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One ended attempt: a row of `forkrunner_attempts`. Sizes in bytes, times in seconds."""
+
+    job_id: str
+    #: The attempt's number, from 1; it is also the fence of every write about it.
+    attempt: int
+    outcome: Outcome
+    supervisor: str | None = None
+    host: str | None = None
+    pid: int | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    #: Set when the process ended by exit.
+    exit_status: int | None = None
+    #: Name of the signal that ended the process, as `SIGSEGV`.
+    signal: str | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    traceback: str | None = None
+    #: Python stacks of all threads, when it crashed or was killed by us.
+    stacks: str | None = None
+    #: The last lines of what it wrote to stdout and stderr.
+    output_tail: str | None = None
+    cpu_user_seconds: float | None = None
+    cpu_system_seconds: float | None = None
+    #: Its own peak, without the pages that it shared with the mold at the start.
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A row that this supervisor has just marked busy: what a child needs to run it."""
+
+    id: str
+    task: str
+    queue: str
+    attempt: int
+    tries: int
+    crashes: int
+    #: JSON object: parameter name → value.
+    arguments: str
+    #: JSON object of what the call overrides (`timeout`, `max_attempts`, …), or None.
+    options: str | None
+    created_at: datetime
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An attempt together with what becomes of its row: what `Store.finish` writes."""
+
+    attempt: Attempt
+    next: Next
+    #: JSON text, for `done`.
+    result: str | None = None
+    #: One sentence for people, for `failed`, `cancelled` and another try.
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of `forkrunner_jobs` as read back, whole."""
+
+    id: str
+    task: str
+    queue: str
+    state: State
+    priority: int
+    #: Not to be started before this moment.
+    run_at: datetime
+    created_at: datetime
+    #: Of the last attempt; None while none has started.
+    started_at: datetime | None
+    finished_at: datetime | None
+    #: JSON text of an object: parameter name → value.
+    arguments: str
+    result: str | None
+    error: str | None
+    options: str | None
+    #: Number of the last attempt; 0 while none has started.
+    attempt: int
+    #: Attempts that counted against `max_attempts`.
+    tries: int
+    #: Attempts that counted against `max_crashes`.
+    crashes: int
+    supervisor: str | None
+    #: When somebody asked a busy job to be cancelled.
+    cancel_at: datetime | None
+    cancel_reason: str | None
+    attempts: tuple[Attempt, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """A row to be inserted by `Store.enqueue`; `delay` seconds from the database's now unless `run_at`."""
+
+    id: str
+    task: str
+    queue: str
+    arguments: str
+    priority: int = 0
+    delay: float = 0.0
+    run_at: datetime | None = None
+    options: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorRow:
+    """A row of `forkrunner_supervisors`: who holds a lease, and how to prove it dead on its own host."""
+
+    id: str
+    host: str
+    #: /proc/sys/kernel/random/boot_id: another boot means every process of before is gone.
+    boot_id: str
+    #: Inode of the pid namespace: pids of another container are not ours to judge.
+    pid_namespace: str
+    pid: int
+    #: Start time in clock ticks since boot: tells a process from a later one with the same pid.
+    start_ticks: int
+    target: str
+    slots: int
+    version: str
+    started_at: datetime | None = None
+    lease_until: datetime | None = None
+
+
+Json = Any
