@@ -204,11 +204,17 @@ class Claim:
     options: str | None
     created_at: datetime
     started_at: datetime
+    #: Who holds it: the claimer, or for a row to be rescued the dead one.
+    supervisor: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """An attempt together with what becomes of its row: what `Store.finish` writes."""
+    """An attempt together with what becomes of its row: what `Store.finish` writes.
+
+    `attempt.job_id`, `.attempt` and `.supervisor` are the fence: the row is
+    touched only while it is busy under exactly these.
+    """
 
     attempt: Attempt
     next: Next
