@@ -1,0 +1,43 @@
+"""Conversions as background jobs: `forkrunner run trackconvert.jobs:runner`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from forkrunner import Runner, progress
+from trackconvert import conversion
+from trackconvert.model import ImageSize, TrackFileError
+
+runner = Runner()
+
+
+# a file that cannot be read is not better at the second try
+@runner.task(give_up_on=(TrackFileError,))
+def convert(
+    source: Path,
+    target: str,
+    output: Path,
+    width: int = 1920,
+    height: int = 1080,
+    demo_pace: float = 0.0,
+) -> dict[str, Any]:
+    """Convert a file of tracks; the output appears whole or not at all, so a repeated run does no harm.
+
+    `demo_pace` is for demonstrations: seconds to dwell on each tracker, so that a person sees the
+    progress of what would take milliseconds.
+    """
+
+    def report(fraction: float, message: str) -> None:
+        progress(fraction, message)
+        time.sleep(demo_pace)
+
+    done = conversion.convert(source, target, output, ImageSize(width, height), report)
+    return {
+        "output": str(done.output),
+        "source_format": done.source_format,
+        "format": done.format,
+        "trackers": done.trackers,
+        "keyframes": done.keyframes,
+    }
