@@ -104,6 +104,14 @@ class Policy:
     #: Never start it again once it was claimed, whatever happened.
     at_most_once: bool = False
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Policy:
+        """Make one from a task's options as they come over a channel; others than its own are passed over."""
+        known = {key: options[key] for key in cls.__dataclass_fields__ if options.get(key) is not None}
+        if isinstance(known.get("backoff"), list):
+            known["backoff"] = tuple(known["backoff"])
+        return cls(**known)
+
     def delay(self, failures: int, jitter: float) -> float:
         """Seconds to wait after the `failures`-th failure; `jitter` in 0…1 spreads it by ± 25 %."""
         if isinstance(self.backoff, tuple):
@@ -188,6 +196,14 @@ class Attempt:
     peak_memory_bytes: int | None = None
 
 
+    def sentence(self) -> str:
+        """Say in one line how it ended, for an ending that was not `done`."""
+        message = (self.error_message or "").strip().split("\n")[0]
+        if self.outcome is Outcome.RAISED and self.error_type:
+            return f"{self.error_type}: {message}" if message else self.error_type
+        return f"{self.outcome.replace('_', ' ')}: {message}"
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A row that this supervisor has just marked busy: what a child needs to run it."""
@@ -218,10 +234,17 @@ class Ending:
 
     attempt: Attempt
     next: Next
+    task: str = ""
     #: JSON text, for `done`.
     result: str | None = None
     #: One sentence for people, for `failed`, `cancelled` and another try.
     error: str | None = None
+
+    def consequence(self) -> str:
+        """Say in words what becomes of the job."""
+        if self.next.state is not State.PENDING:
+            return str(self.next.state)
+        return f"again in {self.next.delay:.1f} s" if self.next.delay else "runs again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,5 +313,3 @@ class SupervisorRow:
     started_at: datetime | None = None
     lease_until: datetime | None = None
 
-
-Json = Any

@@ -1,0 +1,210 @@
+"""One attempt of one job, in a process of its own.
+
+Runs in a process that the mold has forked; never returns into the mold's frames and
+ends in `os._exit` whatever happens. It may do what the application likes; of
+forkrunner it holds a pipe with its job and a file for its one report. Every line here is
+executed once per job in freshly copied pages, so what can be done in the mold is done there.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+
+from . import channel, process
+from .progress import begin, end
+from .runner import enter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    from .runner import Runner
+
+#: The report of a task that returned, made before the fork.
+_DONE = json.dumps({"kind": "outcome", "outcome": "done"}).encode()
+#: Separates what faulthandler wrote into the report file from the frame: no stack holds a NUL.
+REPORT_MARK = b"\0"
+_TRACEBACK_LIMIT = 64 * 1024
+_OURS = os.path.dirname(__file__)
+
+
+class Place:
+    """What every child of a mold needs to know; made once, before the forks."""
+
+    def __init__(self, runner: Runner, job_fd: int, report_fd: int, close_others: Callable[[], None]) -> None:
+        self.runner = runner
+        self.mold = os.getpid()
+        #: Fixed numbers of the child's own descriptors: faulthandler was pointed at the second.
+        self.job_fd, self.report_fd = job_fd, report_fd
+        self.close_others = close_others
+        #: Descriptors of the application that no child may share.
+        self.shielded: list[int] = []
+        self.engines: list[Any] = []
+        self.signals: tuple[int, ...] = ()
+        self.result_limit = 1 << 20
+        self.progress: dict[str, Any] = {}
+        self.reseed: Callable[[], None] | None = None
+
+
+def main(place: Place, pipe: int, output: int, report: int, frame: bytes | None) -> NoReturn:
+    """Leave the mold, run one job, report, and end the process.
+
+    `frame` is the job itself; None makes a spare, which waits for it on its pipe.
+    """
+    status = 70
+    try:
+        _leave_the_mold(place, pipe, output, report)
+        if frame is None:
+            process.title("spare")
+            frame = _wait_for_a_job(place.job_fd)
+        if frame is not None:
+            message = channel.unpack(frame)
+            if message is None:
+                raise channel.Garbled("the job's frame is not whole")
+            _attempt(place, *message)
+        status = 0
+    except BaseException:  # noqa: BLE001 - the last resort: no exception may unwind into the mold's frames
+        try:
+            sys.excepthook(*sys.exc_info())
+            process.flush_all()
+        except BaseException:  # noqa: BLE001 - as above
+            pass
+    finally:
+        os._exit(status)
+
+
+def _leave_the_mold(place: Place, pipe: int, output: int, report: int) -> None:
+    """Give up what is the mold's, in this order; signals are still blocked."""
+    # first, since from here on the mold may die at any time
+    process.tie_to(place.mold)
+    # a signal that comes now must not wake the mold through the shared pipe
+    process.forget_wakeups(place.signals)
+    # a group of its own can be killed as one, and Ctrl-C in a terminal is not for jobs
+    os.setsid()
+    # what the job's processes leave behind falls to the job, and after it to the mold
+    process.adopt_orphans()
+    process.unblock()
+    # before the application's code can run with the mold's descriptors
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.dup2(report, place.report_fd, inheritable=False)
+    if pipe >= 0:
+        os.dup2(pipe, place.job_fd, inheritable=False)
+    place.close_others()
+    # databases: never close (that would say goodbye for the mold), never use
+    if place.shielded:
+        process.shield(place.shielded)
+    for engine in place.engines:
+        engine.dispose(close=False)
+    if place.reseed is not None:
+        place.reseed()
+    gc.enable()
+    # what is shared with the mold is not the job's; kept in the file in case there is no report
+    os.write(place.report_fd, b"%d\n" % process.resident_peak())
+
+
+def _wait_for_a_job(fd: int) -> bytes | None:
+    data = os.read(fd, 65536)
+    inbox = None
+    while data:
+        if inbox is None and channel.unpack(data) is not None:
+            return data  # nearly always: the frame came in one piece
+        inbox = inbox or channel.Inbox()
+        inbox.feed(data)
+        for frame in inbox.raw():
+            return frame
+        data = os.read(fd, 65536)
+    return None  # the mold has no use for this spare
+
+
+def _attempt(place: Place, job: dict[str, Any], arguments: bytes) -> None:
+    """Load the arguments, call the task, judge how it went, report."""
+    process.title(f"job {job['id']} {job['task']} attempt {job['attempt']}")
+    me = os.getpid()
+    task = place.runner.tasks[job["task"]]
+    if job.get("memory"):
+        process.limit_memory(job["memory"])
+    enter(job)
+    begin(job, place.progress)
+    try:
+        args, kwargs = task.load(arguments.decode())
+        value = task.run(*args, **kwargs)
+        result = task.dump_result(value, place.result_limit).encode()
+        head = _DONE
+    except BaseException as error:  # noqa: BLE001 - how an attempt ends is judged here, and nowhere else
+        if os.getpid() == me:
+            head, result = json.dumps(_judge(error, job, task)).encode(), b""
+        error.__traceback__ = None
+    if os.getpid() != me:
+        # the job forked and this is its child coming back through the task: it is not the attempt
+        process.flush_all()
+        process.exit_now(0)
+    end()
+    process.flush_all()
+    frame = REPORT_MARK + channel.pack_raw(head, result)
+    while frame:
+        frame = frame[os.write(place.report_fd, frame) :]
+
+
+def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, Any]:
+    """Say how an attempt ended that raised: one line per way."""
+    if isinstance(error, MemoryError):
+        process.lift_memory_limit()  # else this report could not be made
+    report: dict[str, Any] = {
+        "kind": "outcome",
+        "outcome": "raised",
+        "error_type": _type_name(type(error)),
+        "error_message": _text_of(error),
+        "retry": True,
+    }
+    if isinstance(error, SystemExit):
+        report |= {"outcome": "exited", "exit_status": _exit_status(error), "error_type": None}
+        report["error_message"] = f"the task called sys.exit({_text_of(error)})"
+    elif isinstance(error, MemoryError) and job.get("memory"):
+        report["outcome"] = "over_memory"
+        report["error_message"] = f"needed more than its limit of {job['memory']} bytes of memory of its own"
+    elif isinstance(error, Exception):
+        report["retry"] = task.retryable(error)
+    report["traceback"] = _traceback_of(error)
+    return report
+
+
+def _type_name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _exit_status(error: SystemExit) -> int:
+    """Return the status that the interpreter would have ended with."""
+    code = error.code
+    if code is None:
+        return 0
+    return code & 0xFF if isinstance(code, int) else 1
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as broken:  # noqa: BLE001 - the application's __str__ may do anything
+        return f"<no message: {type(error).__name__}.__str__ raised {type(broken).__name__}>"
+
+
+def _traceback_of(error: BaseException) -> str:
+    """Format a traceback from the task's own frame on, 64 KiB at most."""
+    import traceback
+
+    try:
+        inner = error.__traceback__
+        while inner and os.path.dirname(inner.tb_frame.f_code.co_filename) == _OURS:
+            inner = inner.tb_next
+        text = "".join(traceback.format_exception(type(error), error, inner, limit=-100))
+    except BaseException as broken:  # noqa: BLE001 - a broken __repr__, or too deep a chain
+        frames = "".join(traceback.format_tb(error.__traceback__, limit=-100))
+        text = f"{frames}{_type_name(type(error))}: <not printable: {type(broken).__name__}>\n"
+    if len(text) > _TRACEBACK_LIMIT:
+        half = _TRACEBACK_LIMIT // 2
+        text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+    return text

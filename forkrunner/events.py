@@ -1,0 +1,87 @@
+"""What a supervisor has to say: the names of its events, and the only place that words them.
+
+Code emits an event with fields; here each becomes one line, as text or as JSON. Every
+line is one event: control characters in a field are escaped, so that a job cannot forge one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+class Event(NamedTuple):
+    level: str
+    #: The words, with fields in braces.
+    text: str
+
+
+EVENTS: dict[str, Event] = {
+    "supervisor.started": Event("info", "forkrunner {version} runs {target} on {database}, {slots} slots, queues {queues} (pid {pid}, wake-up by {wake})"),
+    "supervisor.quiet": Event("info", "quiet: no more jobs are claimed ({signal})"),
+    "supervisor.stopping": Event("info", "stopping ({signal}): {busy} running, waiting up to {seconds:g} s for them"),
+    "supervisor.killing": Event("warning", "killing {busy} running attempts ({signal})"),
+    "supervisor.stopped": Event("info", "stopped: {done} attempts ended here, {left} left to be rescued"),
+    "supervisor.leftover": Event("error", "a process that the kernel does not let go of could not be killed and is left behind"),
+    "supervisor.lost_lease": Event("error", "the lease was lost: {busy} attempts were killed, starting anew as {supervisor}"),
+    "mold.up": Event("info", "mold {generation} is up: {tasks} tasks, {seconds:.2f} s (pid {pid})"),
+    "mold.broken": Event("error", "the application does not import: {error}"),
+    "mold.died": Event("error", "mold {generation} died ({how}) with {busy} attempts; a new one is started"),
+    "mold.threads": Event("warning", "the application starts threads at import ({threads}): a lock that one holds at a fork stays locked in the job"),
+    "job.started": Event("debug", "{task} {id} started, attempt {attempt}"),
+    "job.ended": Event("info", "{task} {id} {outcome} in {seconds:.3f} s, attempt {attempt}"),
+    "job.failed": Event("warning", "{task} {id} {outcome} in {seconds:.3f} s, attempt {attempt}, {then}: {error}"),
+    "jobs.rescued": Event("warning", "{count} jobs of a dead supervisor are taken back"),
+    "job.refused": Event("warning", "{id} could not be started and was given back: {error}"),
+    "job.late": Event("warning", "{id} attempt {attempt}: the row had moved on, so its outcome {outcome} was not written"),
+    "claims.given_back": Event("warning", "{count} claimed jobs that could not be started here were given back"),
+    "database.away": Event("error", "the database does not answer: {error}; running jobs go on, outcomes are kept"),
+    "database.back": Event("info", "the database is back after {seconds:.1f} s, {kept} outcomes to be written"),
+}  # fmt: skip
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+    return value
+
+
+class Log:
+    """Writes events to a stream, standard error by default."""
+
+    def __init__(self, level: str = "info", form: str = "text") -> None:
+        self.lowest = LEVELS.index(level)
+        self.form = form
+        #: Called with (name, fields) of every event, whatever its level.
+        self.observers: list[Callable[[str, dict[str, Any]], None]] = []
+
+    def emit(self, name: str, **fields: Any) -> None:
+        event = EVENTS[name]
+        for observer in self.observers:
+            observer(name, fields)
+        if LEVELS.index(event.level) < self.lowest:
+            return
+        now = clock.utc()
+        if self.form == "json":
+            line = json.dumps({"at": now.isoformat(), "level": event.level, "event": name, **fields}, default=str)
+        else:
+            words = event.text.format(**{key: _clean(value) for key, value in fields.items()})
+            line = f"{now:%Y-%m-%d %H:%M:%S} {event.level.upper():7} {words}"
+        try:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the log
+        except (OSError, ValueError):
+            pass  # nobody reads it any more; the jobs are more important
+
+
+def table() -> str:
+    """Return the events as a Markdown table."""
+    rows = [f"| `{name}` | {event.level} | {event.text} |" for name, event in EVENTS.items()]
+    return "\n".join(["| event | level | words |", "| --- | --- | --- |", *rows])

@@ -1,0 +1,110 @@
+"""The lease: what makes "at most one live execution of a job" true.
+
+A supervisor owns the rows that are busy under its id while its lease lasts; whoever finds a
+lease over deletes that supervisor's row and takes its jobs back. So three things must hold:
+
+- The end that we believe in comes before the end that the database believes in: we count
+  from before the call that renewed it, the database from when it got there.
+- Nothing of ours runs after that end: the mold is told a moment a margin before it, by a
+  clock that goes on while the host sleeps, and kills its children then, whether we are
+  frozen, starved or cut off. A mold that is killed takes its children along.
+- Only the database's clock decides whether a lease is over.
+
+On its own host a supervisor can be proven dead sooner: its process is gone (boot, pid
+namespace, pid and start time), and so is everything that it forked (`process.LifeLock`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from typing import TYPE_CHECKING
+
+from . import __version__, clock, process
+from .job import SupervisorRow
+
+if TYPE_CHECKING:
+    from .store import Store
+
+HOST = socket.gethostname()
+#: The mold kills this share of the lease before its end.
+MARGIN = 0.15
+
+
+class Lease:
+    """Our row among the supervisors, and the locked file that others on this host may test."""
+
+    def __init__(self, folder: str) -> None:
+        """Make an id and lock its file; to be done before the mold is started, which inherits the lock."""
+        self._folder = process.private_folder(folder)
+        self.id = str(uuid.uuid4())
+        self.lock = process.LifeLock(_life_file(folder, self.id))
+        self._home = (HOST, process.boot_id(), process.pid_namespace())
+        #: By the boot-time clock: from then on the rows may be somebody else's.
+        self.ends = float("inf")
+
+    def take(self, store: Store, seconds: float, target: str, slots: int) -> None:
+        """Register in the database for `seconds`.
+
+        Raises:
+            StoreError: as the store does.
+        """
+        self._store = store
+        self.seconds = seconds
+        sent = clock.boottime()
+        row = SupervisorRow(
+            id=self.id,
+            host=HOST,
+            boot_id=self._home[1],
+            pid_namespace=self._home[2],
+            pid=os.getpid(),
+            start_ticks=process.start_ticks(os.getpid()) or 0,
+            target=target,
+            slots=slots,
+            version=__version__,
+        )
+        store.register(row, seconds)
+        self.ends = sent + seconds
+
+    @property
+    def taken(self) -> bool:
+        return self.ends != float("inf")
+
+    @property
+    def kill_at(self) -> float:
+        """Boot time at which the mold must end its children."""
+        return self.ends - MARGIN * self.seconds
+
+    def renew(self) -> bool:
+        """Prolong it; False if it is lost: somebody believed us dead."""
+        sent = clock.boottime()
+        if not self._store.renew(self.id, self.seconds):
+            return False
+        self.ends = sent + self.seconds
+        return True
+
+    def release(self) -> None:
+        """Give it back in the database; nothing may run or wait to be written any more."""
+        if self.taken:
+            self._store.deregister(self.id)
+
+    def expire_the_dead(self) -> None:
+        """Delete the rows of supervisors whose lease is over or that are proven dead."""
+        others = [other for other in self._store.supervisors() if other.id != self.id]
+        dead = [other.id for other in others if self._is_proven_dead(other)]
+        gone = self._store.expire(dead)
+        for other in others:
+            if other.id in gone:
+                process.LifeLock.discard(_life_file(self._folder, other.id))
+
+    def _is_proven_dead(self, other: SupervisorRow) -> bool:
+        if (other.host, other.boot_id, other.pid_namespace) != self._home:
+            return False
+        if process.start_ticks(other.pid) == other.start_ticks:
+            return False
+        return process.LifeLock.free(_life_file(self._folder, other.id))
+
+
+def _life_file(folder: str, supervisor: str) -> str:
+    return os.path.join(folder, f"{supervisor}.life")

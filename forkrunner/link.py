@@ -1,0 +1,68 @@
+"""The supervisor's end of a mold: started here, talked to here, never waited for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from . import channel, clock, process
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+_CODE = "from forkrunner.mold import main; main()"
+_CHUNK = 1 << 18
+
+
+class MoldLink:
+    """One mold process and the channel to it."""
+
+    def __init__(self, boot: dict[str, Any], keep: Collection[int]) -> None:
+        """Spawn a mold: a fresh interpreter, which has none of our sockets and locks but `keep`."""
+        self.generation: int = boot["generation"]
+        self.started = clock.monotonic()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self._socket = ours
+        self._inbox = channel.Inbox()
+        self._outgoing = bytearray()
+        #: The application is imported, and its tasks are known.
+        self.up = False
+        argv = [sys.executable, "-c", _CODE, str(theirs.fileno()), str(os.getpid())]
+        self.pid = process.spawn(argv, dict(os.environ), [theirs.fileno(), *keep])
+        theirs.close()
+        self.tell(boot | {"kind": "boot"})
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def tell(self, header: dict[str, Any], body: bytes = b"") -> None:
+        """Keep a message for `send`."""
+        self._outgoing += channel.pack(header, body)
+
+    def send(self) -> bool:
+        """Send what the mold takes now; True if some is left."""
+        try:
+            while self._outgoing:
+                del self._outgoing[: self._socket.send(self._outgoing)]
+        except BlockingIOError:
+            pass
+        except OSError:  # it is dead; SIGCHLD says how
+            self._outgoing.clear()
+        return bool(self._outgoing)
+
+    def receive(self) -> list[tuple[dict[str, Any], bytes]]:
+        """Return the messages that have come, without waiting."""
+        try:
+            while data := self._socket.recv(_CHUNK):
+                self._inbox.feed(data)
+                if len(data) < _CHUNK:
+                    break
+        except OSError:
+            pass
+        return list(self._inbox)
+
+    def close(self) -> None:
+        self._socket.close()

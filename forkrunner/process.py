@@ -1,0 +1,603 @@
+"""Every fork, wait, kill, prctl, signal, limit and title: the system calls of the roles, and nothing else.
+
+No decision is taken here. Linux first: what another system lacks (prctl, memfd,
+/proc) is left out there, and the function says what is lost.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import resource
+import select
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+    from types import FrameType
+
+LINUX = sys.platform == "linux"
+
+# without use_errno, which costs each forked child some thirty copied pages more
+_libc = ctypes.CDLL(None)
+_set_mask = _libc.pthread_sigmask
+_prctl = _libc.prctl if LINUX else None
+#: signal.signal without its conversions to enums, which touched more pages in a child than all the rest
+_set_handler = sys.modules["_signal"].signal
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+# glibc's and musl's sigset_t have 128 bytes; macOS uses four of them
+_NO_SIGNALS = ctypes.create_string_buffer(b"\0" * 128, 128)
+_ALL_SIGNALS = ctypes.create_string_buffer(b"\xff" * 128, 128)
+
+#: Asks a child for the stacks of its threads; a real-time signal that nobody else uses.
+DUMP_SIGNAL = signal.SIGRTMIN + 5 if LINUX else signal.SIGINFO  # type: ignore[attr-defined,unused-ignore]
+
+
+# ---------------------------------------------------------------------------------- family
+
+
+def tie_to(parent: int) -> None:
+    """Make the kernel kill this process when `parent` dies; exit if it is dead already.
+
+    To be called first in a new process, and only where the parent has one
+    thread: the tie is to the thread that forked. Where there is no prctl the
+    caller notices its parent's end by end-of-file on its channel only.
+    """
+    if _prctl:
+        _prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the prctl
+        os._exit(127)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever descendants leave behind when they die."""
+    if _prctl:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def fork() -> int:
+    """Fork with all signals blocked on both sides; the child calls `leave` to unblock its own.
+
+    A signal that came between the fork and the child's own set-up would run the
+    parent's handler in the child, or wake the parent through the shared wake-up pipe.
+    """
+    _set_mask(signal.SIG_SETMASK, _ALL_SIGNALS, None)
+    try:
+        pid = os.fork()
+    except OSError:
+        _set_mask(signal.SIG_SETMASK, _NO_SIGNALS, None)
+        raise
+    if pid:
+        _set_mask(signal.SIG_SETMASK, _NO_SIGNALS, None)
+    return pid
+
+
+def unblock() -> None:
+    """Unblock all signals: whoever started us may have blocked some."""
+    _set_mask(signal.SIG_SETMASK, _NO_SIGNALS, None)
+
+
+def spawn(argv: list[str], environment: dict[str, str], keep: Collection[int]) -> int:
+    """Start a new program in a session of its own with the descriptors `keep` open; return its pid."""
+    for fd in keep:
+        os.set_inheritable(fd, True)
+    try:
+        return os.posix_spawn(
+            argv[0],
+            argv,
+            environment,
+            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+            # away from the terminal's group: Ctrl-C is for the supervisor alone
+            setsid=True,
+            setsigmask=[],
+            setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP],
+        )
+    finally:
+        for fd in keep:
+            os.set_inheritable(fd, False)
+
+
+def reap() -> Iterator[tuple[int, int, resource.struct_rusage]]:
+    """Collect every dead child: (pid, wait status, what it used)."""
+    while True:
+        try:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, status, usage
+
+
+def reap_all(timeout_ms: int = 2000) -> bool:
+    """Kill and collect all children that are left, until there is none; False if some would not die."""
+    for _ in range(max(timeout_ms // 5, 1)):
+        for pid in children():
+            kill(pid, signal.SIGKILL)
+        for _ in reap():
+            pass
+        if not children():
+            return True
+        select.select([], [], [], 0.005)
+    return not children()
+
+
+def children(pid: int | None = None) -> list[int]:
+    """List the pids of the direct children (of the main thread of `pid`), dead ones included."""
+    pid = pid or os.getpid()
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+def kill(pid: int, number: int) -> bool:
+    """Send a signal; False if there is no such process any more."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it changed its user
+        return True
+    return True
+
+
+def kill_group(pid: int, number: int) -> None:
+    """Signal the process group that the child `pid` leads.
+
+    Never getpgid(pid): right after a fork that is still our own group.
+    """
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        kill(pid, number)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill `pid` and all that it started, also what left its process group."""
+    kill(pid, signal.SIGSTOP)  # so that it does not grow at the root meanwhile
+    todo = [pid]
+    while todo:
+        for child in children(todo.pop()):
+            kill(child, signal.SIGKILL)
+            todo.append(child)
+    kill(pid, signal.SIGKILL)
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def sweep(known: Collection[int]) -> int:
+    """Kill the children that are not in `known`: leftovers of ended jobs that fell to us; how many."""
+    count = 0
+    for _ in range(100):  # a fork bomb must not hold the loop for ever
+        left = [pid for pid in children() if pid not in known]
+        if not left:
+            break
+        for pid in left:
+            kill(pid, signal.SIGKILL)
+        for pid in left:
+            try:
+                os.waitpid(pid, 0)
+                count += 1
+            except ChildProcessError:
+                pass
+    return count
+
+
+# --------------------------------------------------------------------------------- signals
+
+
+def _noted(number: int, frame: FrameType | None) -> None:
+    """Do nothing: the wake-up pipe has the number already. No logging, no I/O, no raise."""
+
+
+class Signals:
+    """Queues signals into a pipe that wakes the loop. One per process, in its main thread."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        # whoever started us may ignore SIGCHLD, which loses exit statuses, or block signals
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        unblock()
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if LINUX else _pipe()
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self.numbers = frozenset(numbers)
+        for number in self.numbers:
+            signal.signal(number, _noted)
+
+    def fileno(self) -> int:
+        return self._read
+
+    def take(self) -> list[int]:
+        """Return the signals since the last call, in order, SIGCHLD once at most."""
+        try:
+            got = list(os.read(self._read, 65536))
+        except BlockingIOError:
+            return []
+        return [n for i, n in enumerate(got) if n in self.numbers and (n != signal.SIGCHLD or n not in got[:i])]
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in self.numbers:
+            signal.signal(number, signal.SIG_DFL)
+        os.close(self._read)
+        os.close(self._write)
+
+
+def _pipe() -> tuple[int, int]:
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    return ends
+
+
+def forget_wakeups(numbers: Iterable[int]) -> None:
+    """In a child: give the parent's handlers and wake-up pipe up."""
+    signal.set_wakeup_fd(-1)
+    for number in numbers:
+        _set_handler(number, 0)  # SIG_DFL
+
+
+def ignore_signals(numbers: Iterable[int]) -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Poll:
+    """Waits for several descriptors at once: the one line of a role that blocks."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+
+    def watch(self, fd: int, *, write: bool = False) -> None:
+        self._poll.register(fd, select.POLLIN | (select.POLLOUT if write else 0))
+
+    def forget(self, fd: int) -> None:
+        self._poll.unregister(fd)
+
+    def wait(self, seconds: float) -> set[int]:
+        """Return the descriptors that are ready, or none after `seconds` (infinite allowed)."""
+        # rounded up: waking a moment too early would spin until the deadline
+        timeout = None if seconds == float("inf") else max(0, min(int(seconds * 1000 + 0.999), 3_600_000))
+        return {fd for fd, _ in self._poll.poll(timeout)}
+
+
+# ------------------------------------------------------------------------------------ title
+
+_set_title = None
+
+
+def load_title() -> None:
+    """Get setproctitle's C module ready, without its package.
+
+    The package imports logging and so threading, whose hooks at every fork touch
+    130 pages more in each child: measured, it halves the forks per second.
+    """
+    global _set_title
+    try:
+        from importlib.machinery import ExtensionFileLoader, PathFinder
+
+        package = PathFinder.find_spec("setproctitle")
+        places = package and package.submodule_search_locations
+        spec = places and PathFinder.find_spec("_setproctitle", list(places))
+        if not spec or not spec.origin:
+            raise ImportError("setproctitle._setproctitle")
+        # the name decides which init function is called
+        module = ExtensionFileLoader("_setproctitle", spec.origin).load_module("_setproctitle")
+        _set_title = module.setproctitle
+    except ImportError:
+        from setproctitle import setproctitle
+
+        _set_title = setproctitle
+
+
+def title(text: str) -> None:
+    """Show `text` in ps."""
+    if _set_title is None:
+        load_title()
+    if _set_title is not None:
+        _set_title("forkrunner: " + text)
+
+
+# ---------------------------------------------------------------------- files and descriptors
+
+
+def scratch_file(name: str) -> int:
+    """Open a nameless file in memory (elsewhere: a deleted temporary one); written by appending only."""
+    if LINUX:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    else:
+        import tempfile
+
+        fd, path = tempfile.mkstemp(prefix=name)
+        os.unlink(path)
+    # append: the file can be cut from outside while the job goes on writing
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND | os.O_RDWR)
+    return fd
+
+
+def contents(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    return os.pread(fd, size, 0) if size else b""
+
+
+def cut(fd: int, limit: int) -> None:
+    """If a file has grown over `limit` bytes keep its head and its tail, half of the limit together."""
+    if os.fstat(fd).st_size <= limit:
+        return
+    head = os.pread(fd, limit // 8, 0)
+    size = os.fstat(fd).st_size
+    tail = os.pread(fd, limit // 8, size - limit // 8)
+    # what is written between the pread and the cut is lost: it is in the middle
+    os.ftruncate(fd, 0)
+    os.write(fd, head + b"\n[... %d bytes left out ...]\n" % (size - len(head) - len(tail)) + tail)
+
+
+class Reserved:
+    """A block of descriptor numbers at the top that only the mold uses.
+
+    A child must close what belongs to its siblings and keep what the
+    application opened while it was imported. So every free number below `base` is
+    plugged, all later descriptors get numbers from `base` up, and a child closes
+    them with one call.
+    """
+
+    def __init__(self, fixed: int) -> None:
+        """Plug the holes and reserve `fixed` numbers just below `base` for the child's own ends."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        top = max((int(name) for name in os.listdir("/dev/fd")), default=8)
+        while null < top + fixed:
+            null = os.dup(null)
+        self.base = null + 1
+        self.fixed = [null - i for i in range(fixed)]
+
+    def close_in_child(self) -> None:
+        os.closerange(self.base, 1 << 20)
+
+
+def sockets_and_databases() -> list[tuple[int, str]]:
+    """List open descriptors that no child may share: connected sockets and SQLite files, with a name."""
+    found = []
+    for name in os.listdir("/proc/self/fd") if LINUX else ():
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if target.startswith("socket:") or target.endswith((".db", ".sqlite", ".sqlite3", "-wal", "-shm")):
+            found.append((int(name), target))
+    return found
+
+
+def shield(fds: Iterable[int]) -> None:
+    """Put /dev/null over descriptors, so that nothing done to them in a child reaches the other side."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in fds:
+        os.dup2(null, fd, inheritable=False)
+    os.close(null)
+
+
+def line_buffered() -> None:
+    """Make Python's and C's standard streams write each line at once: a crash then loses none."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)
+    if LINUX:
+        _libc.setvbuf(ctypes.c_void_p.in_dll(_libc, "stdout"), None, 1, 0)
+
+
+def flush_all() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):  # the job closed it
+            pass
+    _libc.fflush(None)
+
+
+# ------------------------------------------------------------------------- memory and limits
+
+
+def resident_peak() -> int:
+    """Return the highest resident size of this process so far, bytes.
+
+    Right after a fork this is what the child shares with the mold: the
+    kernel starts a new process's high-water mark at its size at the fork.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * 1024 if LINUX else peak
+
+
+def limit_memory(own: int) -> None:
+    """Let this process allocate `own` bytes beside what it has now, then MemoryError.
+
+    RLIMIT_DATA, soft: it counts private writable memory only, so a big file can
+    still be mapped, and `lift_memory_limit` makes room for the report.
+    """
+    data = 0
+    with open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"VmData:"):
+                data = int(line.split()[1]) * 1024
+                break
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (data + own, hard))
+
+
+def lift_memory_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def prefer_as_victim() -> None:
+    """Let the kernel's out-of-memory killer take this process before its mold and supervisor."""
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    except OSError:
+        return
+    try:
+        os.write(fd, b"500")
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def oom_kills() -> tuple[int, bool]:
+    """Count the out-of-memory kills so far: (number, True if they are of our own cgroup only).
+
+    The counter of the whole machine makes a kill probable, that of our cgroup proves it.
+    """
+    for path in _cgroup_counters():
+        try:
+            with open(path, "rb") as file:
+                for line in file:
+                    if line.startswith(b"oom_kill "):
+                        return int(line.split()[1]), True
+        except OSError:
+            continue
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            for line in file:
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1]), False
+    except OSError:
+        pass
+    return 0, False
+
+
+def _cgroup_counters() -> Iterator[str]:
+    try:
+        with open("/proc/self/cgroup") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if path == "/":  # the root counts nothing of its own
+            continue
+        if controllers == "":
+            yield f"/sys/fs/cgroup{path}/memory.events"
+        elif "memory" in controllers.split(","):
+            yield f"/sys/fs/cgroup/memory{path}/memory.oom_control"
+
+
+def threads() -> int:
+    """Count the threads of this process, also those that Python does not know."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 1
+
+
+# ---------------------------------------------------------------------------------- identity
+
+
+def boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def pid_namespace() -> str:
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return ""
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot; None if it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # the name may hold spaces and brackets: count from the last one
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+class LifeLock:
+    """A locked file that shows whether any process of a supervisor's family is left.
+
+    An flock belongs to the open file, which forks share: it is free only when
+    supervisor, mold and every forked child are gone, however they went. That is the
+    proof that lets another supervisor of this host run their jobs again at once.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def remove(self) -> None:
+        self.discard(self.path)
+        os.close(self.fd)
+
+    @staticmethod
+    def discard(path: str) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    @staticmethod
+    def free(path: str) -> bool:
+        """Say whether the family that locked `path` is gone; False if there is no such file to prove it."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+
+def private_folder(path: str) -> str:
+    """Make sure that `path` is a folder of our own that nobody else can enter.
+
+    Raises:
+        PermissionError: it belongs to somebody else, is a link, or others may enter it.
+    """
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid():
+            raise PermissionError(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}")
+        if status.st_mode & 0o077:
+            os.fchmod(fd, 0o700)
+    finally:
+        os.close(fd)
+    return path
+
+
+def exit_now(status: int) -> None:
+    os._exit(status)
+
+
+def report_stacks_to(fd: int) -> None:
+    """Let faulthandler write the stacks to `fd`: on DUMP_SIGNAL, and when the process crashes.
+
+    Set once in the mold; a child puts its own file at that number.
+    """
+    import faulthandler
+
+    faulthandler.enable(file=fd, all_threads=True)
+    faulthandler.register(DUMP_SIGNAL, file=fd, all_threads=True)

@@ -1,0 +1,662 @@
+"""The supervisor: everything about rows.
+
+One thread, one loop with one place that blocks. It polls the jobs table, marks rows busy
+inside a transaction, hands them to a mold, writes outcomes back in batches, keeps its own
+lease alive and rescues the rows of dead supervisors. It talks to the database and to its
+mold and to nothing else; it never imports the application, so nothing in the application can
+crash it, block it or make it grow.
+
+Always true between two lines of the loop:
+(1) every job in `running` is busy under our id in the database, or our lease was lost;
+(2) an attempt leaves `running` when the mold says how it ended, and its ending stays in
+    `endings` until a transaction that contains it was committed;
+(3) no transaction is open;
+(4) no more jobs are claimed than there are free slots;
+(5) while the database is away nothing is claimed, nothing is rescued, nothing is forgotten;
+(6) whoever rescues deletes the dead supervisor's row first: its late writes then find nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from . import __version__, clock, process
+from .errors import StoreError, StoreUnavailable, TargetError
+from .job import Attempt, Ending, Outcome, Policy, after
+from .lease import HOST, Lease
+from .link import MoldLink
+from .outage import Outage
+from .progress import Reader, place
+from .store import Store
+from .wake import open_waker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .config import Settings
+    from .events import Log
+    from .job import Claim
+    from .wake import Waker
+
+#: Signal → (method, what operators are told). Installs, dispatches, is shown by `run --help`
+#: and in the README. CAUTION: contrib/'s unit files rely on TERM and QUIT.
+SIGNALS: dict[int, tuple[str, str]] = {
+    signal.SIGTERM: ("on_stop", "stop: claim no more, wait up to `grace_period` for the running jobs; again: kill"),
+    signal.SIGINT: ("on_kill", "kill: end the running jobs now; each counts as a crash and runs again"),
+    signal.SIGQUIT: ("on_give_back", "kill and give back: as kill, but the attempts count as nothing"),
+    signal.SIGTSTP: ("on_quiet", "quiet: claim no more, keep running what runs"),
+    signal.SIGCONT: ("on_continue", "claim again after quiet"),
+    signal.SIGCHLD: ("on_child", "a mold died: its attempts are lost, a new one is started"),
+}
+
+#: While attempts run, two transactions are this far apart, so that several endings share one, seconds.
+_GATHER = 0.008
+#: An ending is never held back longer than this, seconds.
+_LONGEST_WAIT = 0.02
+#: Endings in one transaction.
+_BATCH = 500
+_TITLE_EVERY = 1.0
+#: Between two looks for cancelled jobs while some run: without and with a notification, seconds.
+_CANCEL_EVERY, _CANCEL_SOON = 1.0, 0.25
+#: First pause between two looks when nothing wakes us; it grows to `poll_interval`.
+_IDLE_FIRST = 0.01
+#: While notifications are known to arrive, looking is a safety net only: so many times `poll_interval`.
+_TRUST = 10
+#: What a stop that was told to kill waits at most for the last endings to be written, seconds.
+_LAST_WRITES = 10.0
+#: A mold that died younger than this is not replaced at once, seconds; and then after how long.
+_YOUNG, _MOLD_PAUSE = 5.0, 1.0
+FOREVER = float("inf")
+
+Key = tuple[str, int]
+T = TypeVar("T")
+
+
+class Running:
+    """One claimed job that the mold has."""
+
+    __slots__ = ("cancelling", "claim", "options")
+
+    def __init__(self, claim: Claim, options: dict[str, Any]) -> None:
+        self.claim = claim
+        #: The task's options, with the call's own over them.
+        self.options = options
+        self.cancelling = False
+
+
+class Supervisor:
+    def __init__(
+        self,
+        settings: Settings,
+        target: str,
+        log: Log,
+        reload_settings: Callable[[dict[str, Any]], Settings],
+    ) -> None:
+        """Prepare; nothing is started before `run`.
+
+        `reload_settings` makes the settings anew when the application has told what it sets in code.
+        """
+        self.settings = settings
+        self.target = target
+        self.log = log
+        self.reload_settings = reload_settings
+        self.mold: MoldLink | None = None
+        self.generation = 0
+        #: Task name → its options, as the mold told.
+        self.tasks: dict[str, dict[str, Any]] = {}
+        self.running: dict[Key, Running] = {}
+        self.endings: deque[Ending] = deque()
+        self.ended_count = 0
+        self.outage = Outage()
+        #: A claim may have been committed that we do not know of.
+        self.claims_in_doubt = False
+        self.waker: Waker | None = None
+        self.store: Store | None = None
+        self.lease: Lease
+        # how far a stop has got
+        self.finished = self.quiet = self.killed = False
+        self.stop_at = FOREVER
+        # when each duty is due, by the monotonic clock
+        self.look_at = self.renew_at = self.rescue_at = self.title_at = self.mold_at = 0.0
+        self.write_at = self.cancel_at = FOREVER
+        self.last_turn = 0.0
+        self.idle_pause = _IDLE_FIRST
+        self.title_count = 0
+
+    # ------------------------------------------------------------------------------- life
+
+    def run(self) -> None:
+        """Supervise until a signal ends it.
+
+        Raises:
+            TargetError, ConfigError, StoreError: it could not start.
+        """
+        self.signals = process.Signals(SIGNALS)
+        process.adopt_orphans()
+        self.poll = process.Poll()
+        self.poll.watch(self.signals.fileno())
+        try:
+            self.boot()
+            while not self.finished:
+                ready = self.poll.wait(self.next_due() - clock.monotonic())  # the only line that blocks
+                self.take_signals()
+                self.take_messages()
+                now = clock.monotonic()
+                self.take_wakes(ready, now)
+                self.keep_a_mold(now)
+                if now >= self.outage.retry_at:
+                    self.renew(now)
+                    self.rescue(now)
+                    self.turn(now)
+                    self.pass_on_cancels(now)
+                self.proceed_with_stopping(now)
+                self.send(now)
+        finally:
+            self.shut_down()
+
+    def boot(self) -> None:
+        """Start the mold, learn the application's settings, take a lease, say so."""
+        process.title(f"supervisor {self.target}")
+        self.lease = Lease(self.settings.runtime_dir)
+        self.start_mold()
+        while not self.mold_is_up():
+            self.poll.wait(FOREVER)
+            self.take_signals()
+            if self.stop_at != FOREVER:
+                self.finished = True
+                return
+            self.take_messages()
+        settings = self.settings
+        self.store = Store(settings.database, role="supervisor", notify=settings.notify, timeout=settings.store_timeout)
+        self.store.check_schema()
+        self.take_lease()
+        self.open_waker()
+        self.log.emit(
+            "supervisor.started",
+            version=__version__,
+            target=self.target,
+            database=settings.shown("database"),
+            slots=settings.slots,
+            queues=", ".join(settings.queues) or "all",
+            pid=os.getpid(),
+            wake=self.waker.kind if self.waker else "poll",
+        )
+
+    def shut_down(self) -> None:
+        """Leave no process, no lease and no file behind, as far as that is in our hands."""
+        if self.mold is not None:
+            self.mold.close()
+        if not process.reap_all():
+            self.log.emit("supervisor.leftover")
+        try:
+            if not (self.running or self.endings):
+                self.lease.release()
+            if self.store is not None:
+                self.store.close()
+        except StoreError:
+            pass  # the lease runs out by itself, or our death is proven
+        self.lease.lock.remove()
+        if self.waker is not None:
+            self.waker.close()
+        self.signals.close()
+
+    def next_due(self) -> float:
+        rows = min(self.renew_at, self.rescue_at, self.turn_due(), self.cancel_at)
+        due = min(self.stop_at, max(rows, self.outage.retry_at))
+        if self.running:
+            due = min(due, self.title_at)
+        return min(due, self.mold_at) if self.mold is None else due
+
+    # ---------------------------------------------------------------------------- signals
+
+    def take_signals(self) -> None:
+        for number in self.signals.take():
+            getattr(self, SIGNALS[number][0])(signal.Signals(number).name)
+
+    def on_stop(self, name: str) -> None:
+        if self.stop_at != FOREVER:
+            self.kill(name, Outcome.LOST)
+            return
+        self.quiet = True
+        self.stop_at = clock.monotonic() + self.settings.grace_period
+        self.log.emit("supervisor.stopping", signal=name, busy=len(self.running), seconds=self.settings.grace_period)
+
+    def on_kill(self, name: str) -> None:
+        self.kill(name, Outcome.LOST)
+
+    def on_give_back(self, name: str) -> None:
+        self.kill(name, Outcome.REQUEUED)
+
+    def on_quiet(self, name: str) -> None:
+        self.quiet = True
+        self.log.emit("supervisor.quiet", signal=name)
+
+    def on_continue(self, name: str) -> None:
+        if self.quiet and self.stop_at == FOREVER:
+            self.quiet = False
+            self.look_at = 0.0
+
+    def on_child(self, name: str) -> None:
+        for pid, status, _ in process.reap():
+            if self.mold is not None and pid == self.mold.pid:
+                self.on_dead_mold(self.mold, status)
+
+    def kill(self, reason: str, outcome: Outcome) -> None:
+        """End all running attempts at once; `outcome` says whether that counts against them."""
+        if self.killed:
+            return
+        self.killed = self.quiet = True
+        self.stop_at = clock.monotonic()
+        if self.running:
+            self.log.emit("supervisor.killing", signal=reason, busy=len(self.running))
+        if self.mold is not None:
+            grace = min(self.settings.grace, 1.0)
+            sentence = f"ended with its supervisor ({reason})"
+            self.mold.tell({"kind": "end", "outcome": outcome, "sentence": sentence, "grace": grace})
+
+    def proceed_with_stopping(self, now: float) -> None:
+        if self.stop_at == FOREVER:
+            return
+        if now >= self.stop_at and not self.killed:
+            self.kill("the grace period is over", Outcome.REQUEUED)
+        # with the database away the last endings cannot be written: their rows will be rescued
+        if not (self.running or self.endings) or (self.killed and now >= self.stop_at + _LAST_WRITES):
+            self.finished = True
+            self.log.emit("supervisor.stopped", done=self.ended_count, left=len(self.running) + len(self.endings))
+
+    # ------------------------------------------------------------------------------- mold
+
+    def mold_is_up(self) -> bool:
+        return self.mold is not None and self.mold.up
+
+    def start_mold(self) -> None:
+        self.generation += 1
+        boot = {
+            "target": self.target,
+            "generation": self.generation,
+            "folder": os.getcwd(),
+            "preload": self.settings.preload,
+            "allow_threads": self.settings.allow_threads,
+        }
+        # the life lock must be held for as long as any child lives
+        self.mold = MoldLink(boot, keep=[self.lease.lock.fd])
+        self.poll.watch(self.mold.fileno())
+        self.mold.send()
+
+    def keep_a_mold(self, now: float) -> None:
+        if self.mold is None and now >= self.mold_at and not self.quiet:
+            self.start_mold()
+
+    def on_dead_mold(self, mold: MoldLink, status: int) -> None:
+        """Count its attempts as lost, once it is certain that none of its children is left."""
+        self.take_messages()
+        self.poll.forget(mold.fileno())
+        mold.close()
+        self.mold = None
+        # its children were tied to it and fell to us: when we have none left, none runs
+        process.reap_all()
+        code = os.waitstatus_to_exitcode(status)
+        how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        if not mold.up and self.generation == 1 and not self.quiet:
+            raise TargetError(f"{self.target}: the process ended while the application was imported ({how})")
+        if not self.killed:
+            self.log.emit("mold.died", generation=mold.generation, how=how, busy=len(self.running))
+        now = clock.monotonic()
+        self.mold_at = now if now > mold.started + _YOUNG else now + _MOLD_PAUSE
+        for job_id, number in list(self.running):
+            lost = {"outcome": "lost", "error_message": f"its mold died ({how})"}
+            self.on_ended({"id": job_id, "attempt": number, **lost}, b"")
+
+    def take_messages(self) -> None:
+        if self.mold is not None:
+            for header, body in self.mold.receive():
+                getattr(self, "on_" + header["kind"])(header, body)
+
+    def on_up(self, header: dict[str, Any], body: bytes) -> None:
+        assert self.mold is not None
+        self.mold.up = True
+        self.tasks = header["tasks"]
+        self.settings = self.reload_settings(header["code"])
+        where = place(self.settings)
+        for folder in (self.settings.runtime_dir, where["runtime"], where["folder"]):
+            process.private_folder(folder)
+        self.where = where
+        self.progress = Reader(where)
+        self.mold.tell(
+            {
+                "kind": "go",
+                "spares": min(self.settings.spares, self.settings.slots),
+                "output_limit": self.settings.output_limit,
+                "result_limit": self.settings.result_limit,
+                "progress": {key: where[key] for key in ("url", "prefix", "rate", "folder")},
+            }
+        )
+        self.tell_lease()
+        seconds = clock.monotonic() - self.mold.started
+        self.log.emit("mold.up", generation=self.generation, tasks=len(self.tasks), seconds=seconds, pid=self.mold.pid)
+        if header["threads"] > 1:
+            self.log.emit("mold.threads", threads=header["threads"])
+        self.look_at = 0.0
+
+    def on_broken(self, header: dict[str, Any], body: bytes) -> None:
+        if self.generation == 1:
+            raise TargetError(header["error"], traceback=header.get("traceback"))
+        # the code was changed under a running supervisor: it may be mended in the same way
+        self.log.emit("mold.broken", error=header["error"])
+
+    def send(self, now: float) -> None:
+        if self.mold is not None:
+            self.poll.watch(self.mold.fileno(), write=self.mold.send())
+        if now >= self.title_at:
+            rate = (self.ended_count - self.title_count) / max(now - self.title_at + _TITLE_EVERY, _TITLE_EVERY)
+            process.title(f"supervisor {self.target} [{len(self.running)} busy, {rate:.0f} done/s]")
+            self.title_count, self.title_at = self.ended_count, now + _TITLE_EVERY
+
+    # --------------------------------------------------------------------------- attempts
+
+    def start(self, claims: list[Claim]) -> None:
+        """Hand claimed jobs to the mold."""
+        for claim in claims:
+            options = self.tasks.get(claim.task, {})
+            if claim.options:
+                options = options | msgspec.json.decode(claim.options)
+            self.running[claim.id, claim.attempt] = Running(claim, options)
+            if self.mold is None:
+                self.claims_in_doubt = True
+                continue
+            header: dict[str, Any] = {
+                "kind": "run",
+                "id": claim.id,
+                "task": claim.task,
+                "queue": claim.queue,
+                "attempt": claim.attempt,
+                "tries": claim.tries,
+                "grace": self.settings.grace if options.get("grace") is None else options["grace"],
+            }
+            for limit in ("timeout", "memory"):
+                if options.get(limit) is not None:
+                    header[limit] = options[limit]
+            self.mold.tell(header, claim.arguments.encode())
+            self.log.emit("job.started", task=claim.task, id=claim.id, attempt=claim.attempt)
+
+    def on_ended(self, facts: dict[str, Any], body: bytes) -> None:
+        """Decide what becomes of a job whose attempt has ended, and keep it to be written. Keeps (2)."""
+        run = self.running.pop((facts["id"], facts["attempt"]), None)
+        if run is None:
+            return  # told twice, or given back meanwhile
+        claim = run.claim
+        attempt = Attempt(
+            job_id=claim.id,
+            attempt=claim.attempt,
+            outcome=Outcome(facts["outcome"]),
+            supervisor=claim.supervisor,
+            host=HOST,
+            pid=facts.get("pid"),
+            started_at=clock.from_wall(facts["started"]) if "started" in facts else claim.started_at,
+            finished_at=clock.from_wall(facts["finished"]) if "finished" in facts else clock.utc(),
+            exit_status=facts.get("exit_status"),
+            signal=facts.get("signal"),
+            error_type=facts.get("error_type"),
+            error_message=facts.get("error_message"),
+            traceback=facts.get("traceback"),
+            stacks=facts.get("stacks"),
+            output_tail=facts.get("output_tail"),
+            cpu_user_seconds=facts.get("cpu_user"),
+            cpu_system_seconds=facts.get("cpu_system"),
+            peak_memory_bytes=facts.get("peak"),
+        )
+        self.keep(attempt, claim, run.options, retry=facts.get("retry", True), result=body)
+
+    def on_refused(self, header: dict[str, Any], body: bytes) -> None:
+        """Give a job back that the mold could not fork for; it counts as nothing."""
+        self.running.pop((header["id"], header["attempt"]), None)
+        self.claims_in_doubt = True  # what is busy under our id and does not run is given back
+        self.look_at = clock.monotonic() + 1.0
+        self.log.emit("job.refused", id=header["id"], error=header["error"])
+
+    def keep(
+        self,
+        attempt: Attempt,
+        claim: Claim,
+        options: dict[str, Any],
+        *,
+        retry: bool = True,
+        result: bytes = b"",
+    ) -> Ending:
+        """Keep an ending until it is written."""
+        policy = Policy.of(options)
+        then = after(attempt.outcome, tries=claim.tries, crashes=claim.crashes, policy=policy, retry=retry)
+        if attempt.outcome is Outcome.DONE:
+            ending = Ending(attempt, then, claim.task, result=result.decode("utf-8", "replace"))
+        else:
+            ending = Ending(attempt, then, claim.task, error=attempt.sentence())
+        self.endings.append(ending)
+        self.ended_count += 1
+        if self.write_at == FOREVER:
+            self.write_at = clock.monotonic() + _LONGEST_WAIT
+        return ending
+
+    def report(self, ending: Ending, written: bool) -> None:
+        """Tell how an attempt ended, after that was written."""
+        attempt = ending.attempt
+        self.progress.drop(attempt.job_id)
+        seconds = 0.0
+        if attempt.started_at and attempt.finished_at:
+            seconds = (attempt.finished_at - attempt.started_at).total_seconds()
+        facts = {"task": ending.task, "id": attempt.job_id, "attempt": attempt.attempt, "outcome": str(attempt.outcome)}
+        if not written:
+            self.log.emit("job.late", **facts)
+        elif attempt.outcome is Outcome.DONE:
+            self.log.emit("job.ended", seconds=seconds, **facts)
+        else:
+            self.log.emit("job.failed", seconds=seconds, then=ending.consequence(), error=ending.error, **facts)
+
+    # ------------------------------------------------------------------------------- rows
+
+    def free_slots(self) -> int:
+        if self.quiet or not self.mold_is_up():
+            return 0
+        # endings that pile up because the database is away keep slots: we must not run ever more
+        return max(0, self.settings.slots - len(self.running) - max(0, len(self.endings) - self.settings.slots))
+
+    def turn_due(self) -> float:
+        """Say when rows are to be written or claimed next: one transaction does both."""
+        due = self.look_at if self.free_slots() else FOREVER
+        if self.claims_in_doubt:
+            due = 0.0
+        if self.endings:
+            # nothing else runs, or half of the slots wait: no reason to gather any longer
+            full = len(self.endings) * 2 >= self.settings.slots or not self.running
+            due = min(due, 0.0 if full else self.write_at)
+        return max(due, self.last_turn + _GATHER) if self.running else due
+
+    def turn(self, now: float) -> None:
+        """Write what has ended and claim for what is free, in one transaction."""
+        if now < self.turn_due() or self.store is None or not self.lease.taken:
+            return
+        if self.claims_in_doubt and not self.ask(self.give_back_strays):
+            return
+        store, supervisor = self.store, self.lease.id
+        batch = [self.endings[i] for i in range(min(len(self.endings), _BATCH))]
+        free = self.free_slots()
+        queues = self.settings.queues or None
+        # until the answer is here we do not know what was committed
+        self.claims_in_doubt = free > 0
+        answer = self.ask(lambda: store.turn(supervisor, batch, free, queues))
+        if answer is None:
+            # locked by another process: nothing was begun
+            self.claims_in_doubt = self.claims_in_doubt and self.outage.since is not None
+            return
+        self.claims_in_doubt = False
+        written, claims = answer
+        for ending in batch:
+            self.endings.popleft()
+            self.report(ending, (ending.attempt.job_id, ending.attempt.attempt) in written)
+        self.write_at = clock.monotonic() if self.endings else FOREVER
+        self.start(claims)
+        if claims:
+            self.idle_pause = _IDLE_FIRST
+            self.cancel_at = min(self.cancel_at, now + _CANCEL_EVERY)
+        if free:
+            self.look_at = 0.0 if len(claims) == free else self.next_look()
+        self.last_turn = clock.monotonic()
+
+    def next_look(self) -> float:
+        """Say when to look for due jobs again if nothing wakes us; all that was due is ours."""
+        if self.waker is not None and self.waker.kind != "poll":
+            pause = self.settings.poll_interval * _TRUST
+        else:
+            pause, self.idle_pause = self.idle_pause, min(self.idle_pause * 1.5, self.settings.poll_interval)
+        store, queues = self.store, self.settings.queues or None
+        due = self.ask(lambda: (store.next_due(queues),)) if store else None
+        if due and due[0] is not None:
+            pause = min(max(due[0], 0.0), pause)
+        return clock.monotonic() + pause
+
+    def give_back_strays(self) -> bool:
+        """Give back what is busy under our id and not running here: a commit whose answer was lost."""
+        assert self.store is not None
+        kept = {(ending.attempt.job_id, ending.attempt.attempt) for ending in self.endings}
+        strays = self.store.busy(self.lease.id) - self.running.keys() - kept
+        if strays:
+            self.store.release(self.lease.id, list(strays))
+            self.log.emit("claims.given_back", count=len(strays))
+        self.claims_in_doubt = False
+        return True
+
+    def pass_on_cancels(self, now: float) -> None:
+        if now < self.cancel_at or self.store is None:
+            return
+        self.cancel_at = now + _CANCEL_EVERY if self.running else FOREVER
+        store, supervisor = self.store, self.lease.id
+        for job_id, number, reason in self.ask(lambda: store.cancel_requests(supervisor)) or ():
+            run = self.running.get((job_id, number))
+            if run is not None and not run.cancelling and self.mold is not None:
+                run.cancelling = True
+                order = {"kind": "kill", "id": job_id, "attempt": number, "outcome": "cancelled"}
+                self.mold.tell(order | {"sentence": reason or "by request"})
+
+    # ------------------------------------------------------------------------------ lease
+
+    def take_lease(self) -> bool:
+        assert self.store is not None
+        self.lease.take(self.store, self.settings.lease, self.target, self.settings.slots)
+        self.leased()
+        return True
+
+    def leased(self) -> None:
+        self.renew_at = clock.monotonic() + self.settings.lease / 3
+        self.tell_lease()
+
+    def tell_lease(self) -> None:
+        if self.mold is not None and self.lease.taken:
+            self.mold.tell({"kind": "lease", "until": self.lease.kill_at})
+
+    def renew(self, now: float) -> None:
+        if now < self.renew_at:
+            return
+        if not self.lease.taken:  # we started anew while the database was away
+            self.ask(self.take_lease)
+            return
+        kept = self.ask(self.lease.renew)
+        if kept:
+            self.leased()
+        elif kept is False:
+            self.start_anew()
+
+    def start_anew(self) -> None:
+        """Take a new identity: somebody believed us dead, so nothing of the old one may be written."""
+        lost = len(self.running)
+        self.running.clear()
+        self.endings.clear()
+        self.claims_in_doubt = False
+        if self.mold is not None:
+            process.kill_tree(self.mold.pid)  # SIGCHLD follows, and a new one with the new lock
+        self.lease.lock.remove()
+        self.lease = Lease(self.settings.runtime_dir)
+        self.log.emit("supervisor.lost_lease", busy=lost, supervisor=self.lease.id)
+        self.renew_at = 0.0
+
+    def rescue(self, now: float) -> None:
+        """Take back the rows of supervisors that are dead; run again what may be. Keeps (6)."""
+        if now < self.rescue_at or self.store is None:
+            return
+        store, lease = self.store, self.lease
+
+        def find() -> list[Claim]:
+            lease.expire_the_dead()
+            return store.orphans(_BATCH)
+
+        orphans = self.ask(find)
+        if orphans is None:
+            return
+        self.rescue_at = now + self.settings.lease / 3
+        waiting = {(ending.attempt.job_id, ending.attempt.attempt) for ending in self.endings}
+        for claim in orphans:
+            if (claim.id, claim.attempt) in waiting:
+                continue
+            attempt = Attempt(
+                job_id=claim.id,
+                attempt=claim.attempt,
+                outcome=Outcome.LOST,
+                supervisor=claim.supervisor,
+                started_at=claim.started_at,
+                finished_at=clock.utc(),
+                error_message="its supervisor died or lost its lease",
+            )
+            self.keep(attempt, claim, self.tasks.get(claim.task, {}))
+        if orphans:
+            self.log.emit("jobs.rescued", count=len(orphans))
+
+    # -------------------------------------------------------------------------- database
+
+    def ask(self, work: Callable[[], T]) -> T | None:
+        """Call the store; None if it is away: then all is kept, and that is said once. Keeps (5)."""
+        try:
+            answer = work()
+        except StoreUnavailable as error:
+            now = clock.monotonic()
+            if error.facts.get("busy"):
+                self.outage.locked(now)
+            elif self.outage.failed(now):
+                self.log.emit("database.away", error=str(error))
+            return None
+        away = self.outage.worked(clock.monotonic())
+        if away is not None:
+            self.on_back(away)
+        return answer
+
+    def on_back(self, away: float) -> None:
+        self.log.emit("database.back", seconds=away, kept=len(self.endings))
+        # all leases ran out meanwhile: everybody gets the time to renew before anybody rescues
+        self.rescue_at = clock.monotonic() + self.settings.lease
+        self.renew_at = 0.0
+        self.open_waker()
+
+    # ----------------------------------------------------------------------------- waking
+
+    def open_waker(self) -> None:
+        if self.waker is not None:
+            if self.waker.fileno() >= 0:
+                self.poll.forget(self.waker.fileno())
+            self.waker.close()
+        self.waker = open_waker(self.settings.database) if self.settings.notify else None
+        if self.waker is not None and self.waker.fileno() >= 0:
+            self.poll.watch(self.waker.fileno())
+
+    def take_wakes(self, ready: set[int], now: float) -> None:
+        if self.waker is not None and self.waker.fileno() in ready and self.waker.drain():
+            self.look_at = 0.0
+            # every enqueue wakes us too: under load this must not become a statement each time
+            self.cancel_at = min(self.cancel_at, now + _CANCEL_SOON) if self.running else FOREVER
+
+
+def signal_table() -> str:
+    """Return the signals as a Markdown table."""
+    rows = [f"| `{signal.Signals(n).name[3:]}` | {text} |" for n, (_, text) in SIGNALS.items() if n != signal.SIGCHLD]
+    return "\n".join(["| signal | what the supervisor does |", "| --- | --- |", *rows])
