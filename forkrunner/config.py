@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
 from forkrunner.errors import ConfigError
+from forkrunner.units import brief, mask, seconds, show_seconds, show_size, size
 
 T = TypeVar("T")
 
@@ -29,91 +30,6 @@ RESERVED_PREFIX = "FORKRUNNER_TEST_"
 FROM_COMMAND_LINE = "the command line"
 FROM_CODE = "Runner(...) in the code"
 FROM_DEFAULT = "default"
-
-
-# --- Durations, sizes and secrets: also for task options and log lines
-
-DURATIONS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-SIZES = {
-    "TiB": 2**40,
-    "TB": 10**12,
-    "GiB": 2**30,
-    "GB": 10**9,
-    "MiB": 2**20,
-    "MB": 10**6,
-    "KiB": 2**10,
-    "kB": 10**3,
-    "B": 1,
-}
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)")
-# A fraction needs a unit greater than bytes: somebody who writes 1.5 does not mean one byte
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+(?=\s*[kmgtKMGT]))?)\s*([a-zA-Z]*)")
-#: Largest number of seconds or bytes that is taken for meant; also refuses inf and nan.
-_LARGEST = 10**15
-
-
-def seconds(value: object) -> float:
-    """Return a duration in seconds from a number of seconds or from text: 500ms, 30s, 10m, 1h.
-
-    Raises ValueError, with one line that says what was expected and what was got.
-    """
-    expected = "seconds as a number, or text like 500ms, 30s, 10m, 1h"
-    return _quantity(value, (int, float), _DURATION, DURATIONS, expected)
-
-
-def size(value: object) -> int:
-    """Return a size in bytes from a whole number of bytes or from text: 512KiB, 1MiB (1024s), 200MB (1000s).
-
-    Raises ValueError, with one line that says what was expected and what was got.
-    """
-    expected = "bytes as a whole number, or text like 512KiB, 1MiB, 200MB"
-    return round(_quantity(value, (int,), _SIZE, SIZES, expected))
-
-
-def _quantity(
-    value: object, types: tuple[type, ...], text: re.Pattern[str], units: Mapping[str, float], expected: str
-) -> float:
-    number: Any = None
-    if isinstance(value, str) and (match := text.fullmatch(value.strip())):
-        factors = {unit.lower(): factor for unit, factor in units.items()} | {"": 1}
-        number = float(match[1]) * factors.get(match[2].lower(), -1)
-    elif type(value) in types:
-        number = value
-    if number is not None and 0 <= number <= _LARGEST:
-        return float(number)
-    raise ValueError(f"expected {expected}, got {_brief(value)}")
-
-
-def show_seconds(value: float) -> str:
-    """Word a duration so that `seconds` reads it back: 0.5s, 90s, 10m, 1h."""
-    for unit, factor in (("h", 3600), ("m", 60)):
-        if value and value % factor == 0:
-            return f"{value / factor:.0f}{unit}"
-    return f"{value:.6f}".rstrip("0").rstrip(".") + "s"
-
-
-def show_size(value: int) -> str:
-    """Word a size so that `size` reads it back, exactly: 1MiB, 200MB, 1025B."""
-    unit = next((unit for unit, factor in SIZES.items() if value and value % factor == 0), "B")
-    return f"{value // SIZES[unit]}{unit}"
-
-
-# Greedy up to the last @: a password with a raw @ or / in it is hidden whole, at worst with the host
-_PASSWORD = re.compile(r"(://[^:/?#@]*:).*@", re.DOTALL)
-_PASSWORD_IN_NO_URL = re.compile(r"(:).*@", re.DOTALL)
-_PARAMETER = re.compile(r"([?&;][^=&;]*(?:passw|secret|token)[^=&;]*=)[^&;#]*", re.IGNORECASE)
-
-
-def mask(url: str) -> str:
-    """Return a URL, or what should have been one, as it may be shown: passwords in it become `***`."""
-    password = _PASSWORD if "://" in url else _PASSWORD_IN_NO_URL
-    return _PARAMETER.sub(r"\1***", password.sub(r"\1***@", url))
-
-
-def _brief(value: object) -> str:
-    """Word a wrong value for an error: on one line, not endless, without passwords."""
-    text = mask(" ".join(repr(value).split()))
-    return text if len(text) <= 100 else text[:99] + "…"
 
 
 # --- Kinds of values
@@ -612,7 +528,7 @@ def _did_you_mean(name: str, prefix: str = "") -> str:
 
 def _refuse(name: str, expected: str, value: object, source: str) -> ConfigError:
     return ConfigError(
-        f"{name}: expected {expected}, got {_brief(value)} (from {source})",
+        f"{name}: expected {expected}, got {brief(value)} (from {source})",
         name=name,
         value=mask(value) if isinstance(value, str) else value,
         source=source,

@@ -1,0 +1,80 @@
+"""Background jobs that each get a process of their own; the database is the queue.
+
+Everything public is named here and loaded when it is first asked for: importing forkrunner loads
+no library, starts nothing and changes nothing in the process.
+"""
+
+from __future__ import annotations
+
+# Read by setup.cfg without importing; the newest heading of CHANGELOG.md must say the same.
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "ConfigError",
+    "EnqueueError",
+    "ForkrunnerError",
+    "Job",
+    "JobNotFound",
+    "JobStateError",
+    "Outcome",
+    "Runner",
+    "SchemaError",
+    "State",
+    "StoreError",
+    "StoreUnavailable",
+    "TargetError",
+    "Task",
+    "TaskNotFound",
+    "WaitTimeout",
+    "current_job",
+    "progress",
+]
+
+# Not lazily: importing the module binds its own name here, and only now can the function take its place for good.
+from forkrunner.progress import progress as progress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from forkrunner.errors import ArgumentError as ArgumentError
+    from forkrunner.errors import ConfigError as ConfigError
+    from forkrunner.errors import EnqueueError as EnqueueError
+    from forkrunner.errors import ForkrunnerError as ForkrunnerError
+    from forkrunner.errors import JobNotFound as JobNotFound
+    from forkrunner.errors import JobStateError as JobStateError
+    from forkrunner.errors import SchemaError as SchemaError
+    from forkrunner.errors import StoreError as StoreError
+    from forkrunner.errors import StoreUnavailable as StoreUnavailable
+    from forkrunner.errors import TargetError as TargetError
+    from forkrunner.errors import TaskNotFound as TaskNotFound
+    from forkrunner.errors import WaitTimeout as WaitTimeout
+    from forkrunner.job import Outcome as Outcome
+    from forkrunner.job import State as State
+    from forkrunner.runner import Job as Job
+    from forkrunner.runner import Runner as Runner
+    from forkrunner.runner import current_job as current_job
+    from forkrunner.tasks import Task as Task
+
+#: Where the names are that are not errors.
+_HOMES = {
+    "Job": "runner",
+    "Outcome": "job",
+    "Runner": "runner",
+    "State": "job",
+    "Task": "tasks",
+    "current_job": "runner",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'forkrunner' has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"forkrunner.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

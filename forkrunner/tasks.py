@@ -1,0 +1,500 @@
+"""Tasks: what a function declares about being run as jobs, and the registry of their names.
+
+Molds, web processes and the command line import this. Nothing here touches a database, and decorating
+only checks. A row names a task: what is called is what is registered under that name, nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Coroutine
+
+from forkrunner import arguments, units
+from forkrunner.errors import ArgumentError, ConfigError, EnqueueError, ForkrunnerError, TaskNotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime, timedelta
+    from typing import Any, Generic, ParamSpec, Self, TypeVar
+
+    from forkrunner.runner import Job, Runner
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
+    #: Seconds, or text such as 500ms, 30s, 10m, 1h.
+    Duration = float | str | timedelta
+    #: Bytes, or text such as 512KiB, 200MB.
+    Size = int | str
+else:
+
+    class Generic:
+        """Stands in for the real one: importing typing costs memory that every fork pays for."""
+
+        def __class_getitem__(cls, parameters):
+            return cls
+
+    P = R = None
+
+#: Of tasks and queues: fit for a process title, a log line, a URL and a shell.
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
+#: Of code objects: `async def`, and the kinds of generators. From inspect, which is too heavy to import here.
+COROUTINE, _GENERATORS = 0x80, 0x20 | 0x200
+_FUNCTION = type(lambda: None)
+
+#: Not given, where None has a meaning of its own.
+UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET"})()
+#: A century, in seconds: beyond it lies a mistake, and the end of what can be added to a date.
+_LONGEST = 100 * 366 * 86400.0
+
+
+# --------------------------------------------------------------------------- options
+
+
+def _whole(low: int, high: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        # bool is an int, but True attempts are a slip
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}, got {arguments.describe(value)}")
+        return value
+
+    return check
+
+
+def _seconds(value: Any) -> float:
+    if hasattr(value, "total_seconds"):
+        value = value.total_seconds()
+    if type(value) not in (int, float):
+        value = units.seconds(value)
+    if not 0 <= value <= _LONGEST:
+        raise ValueError(f"expected 0 seconds to {_LONGEST:.0f} (a century), got {value!r}")
+    return float(value)
+
+
+def _some_seconds(value: Any) -> float | None:
+    if value is None:
+        return None
+    seconds = _seconds(value)
+    if not seconds:
+        raise ValueError("expected more than 0 seconds, or None for no limit")
+    return seconds
+
+
+def _some_bytes(value: Any) -> int | None:
+    if value is None or (type(value) is int and 0 < value < 2**63):
+        number: int | None = value
+        return number
+    result = units.size(value)
+    if not result:
+        raise ValueError("expected more than 0 bytes, or None for no limit")
+    return result
+
+
+def _backoff(value: Any) -> float | list[float]:
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ValueError("expected at least one number of seconds, got none")
+        return [_seconds(item) for item in value]
+    return _seconds(value)
+
+
+def _switch(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"expected True or False, got {arguments.describe(value)}")
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        expected = "1 to 200 letters, digits or any of _ . : -"
+        raise ValueError(f"expected {expected}, got {arguments.describe(value)}")
+    return value
+
+
+def _exceptions(value: Any) -> tuple[type[BaseException], ...]:
+    kinds = value if isinstance(value, (tuple, list)) else (value,)
+    for kind in kinds:
+        if not isinstance(kind, type) or not issubclass(kind, BaseException):
+            raise ValueError(f"expected types of exceptions, got {arguments.describe(kind)}")
+    return tuple(kinds)
+
+
+#: Option → (check, whether a single call may override it: it is then kept in the row's `options`).
+_OPTIONS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
+    "name": (_name, False),
+    "queue": (_name, False),
+    "priority": (_whole(-(2**31), 2**31 - 1), False),
+    "max_attempts": (_whole(1, 2**31 - 1), True),
+    "max_crashes": (_whole(1, 2**31 - 1), True),
+    "backoff": (_backoff, True),
+    "backoff_cap": (_seconds, False),
+    "retry_for": (_exceptions, False),
+    "give_up_on": (_exceptions, False),
+    "timeout": (_some_seconds, True),
+    "grace": (lambda value: None if value is None else _seconds(value), True),
+    "memory": (_some_bytes, True),
+    "at_most_once": (_switch, False),
+    "delay": (_seconds, False),
+}
+
+DEFAULTS: Mapping[str, Any] = {
+    "name": None,
+    "queue": "default",
+    "priority": 0,
+    "max_attempts": 1,
+    "max_crashes": 3,
+    "backoff": 10.0,
+    "backoff_cap": 3600.0,
+    "retry_for": (Exception,),
+    "give_up_on": (),
+    "timeout": None,
+    "grace": None,
+    "memory": None,
+    "at_most_once": False,
+}
+
+#: What whoever runs the jobs must know of a task.
+_POLICY = (
+    "queue",
+    "max_attempts",
+    "max_crashes",
+    "backoff",
+    "backoff_cap",
+    "timeout",
+    "grace",
+    "memory",
+    "at_most_once",
+)
+
+
+def check_option(name: str, value: Any, task: str, error: type[ForkrunnerError] = ConfigError) -> Any:
+    """Return an option in its final form, or raise `error`."""
+    try:
+        return _OPTIONS[name][0](value)
+    except ValueError as reason:
+        raise error(
+            f"task {task}: {name}: {reason}", name=name, value=value, source=None, task=task
+        ) from None
+
+
+def check_run_at(value: Any, task: str) -> datetime:
+    """Return an aware moment.
+
+    Raises EnqueueError for a naive one, which could mean any.
+    """
+    from datetime import UTC, datetime
+
+    if not isinstance(value, datetime):
+        got = arguments.describe(value)
+        raise EnqueueError(f"task {task}: run_at: expected a datetime, got {got}", task=task)
+    if value.utcoffset() is None:
+        raise EnqueueError(
+            f"task {task}: run_at: expected an aware datetime, got the naive {value};"
+            " say datetime.now(UTC) + …, or value.astimezone() if it is local time",
+            task=task,
+        )
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise EnqueueError(f"task {task}: run_at: {value} is no date in UTC", task=task) from None
+
+
+# --------------------------------------------------------------------------- tasks
+
+
+class Task(Generic[P, R]):
+    """A registered function. Call it to run it here and now; `enqueue` it to make a job of the call."""
+
+    #: What rows, commands and molds call it.
+    name: str
+    queue: str
+    priority: int
+    max_attempts: int
+    max_crashes: int
+    #: Seconds before the second try, doubled for each further one; or one number per try.
+    backoff: float | list[float]
+    backoff_cap: float
+    retry_for: tuple[type[BaseException], ...]
+    give_up_on: tuple[type[BaseException], ...]
+    #: Seconds; None: no limit.
+    timeout: float | None
+    #: Seconds between TERM and KILL; None: as the settings say.
+    grace: float | None
+    #: Bytes of its own that a process may have; None: no limit.
+    memory: int | None
+    at_most_once: bool
+
+    def __init__(self, runner: Runner, function: Callable[P, Any], options: Mapping[str, Any]) -> None:
+        """Check the function and the options.
+
+        Raises ConfigError.
+        """
+        own = _name_of(function, options.get("name"))
+        for name, value in options.items():
+            setattr(self, name, check_option(name, own if name == "name" else value, own))
+        if self.at_most_once and self.max_attempts > 1:
+            raise ConfigError(
+                f"task {own}: expected max_attempts=1 beside at_most_once, got {self.max_attempts}",
+                name="max_attempts",
+                value=self.max_attempts,
+                source=None,
+            )
+        self.runner = runner
+        self.function = function
+        self.signature = arguments.Signature(function, own)
+        #: What `using` said, for every call made through this object.
+        self.bound: dict[str, Any] = {}
+        # as functools.wraps has it, so that help(), inspect and Sphinx see the function
+        self.__wrapped__ = function
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+
+    def __repr__(self) -> str:
+        bound = "".join(f" {name}={value!r}" for name, value in self.bound.items() if name != "connection")
+        return f"<Task {self.name}{bound}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function in this process, as if it were not decorated."""
+        result: R = self.function(*args, **kwargs)
+        return result
+
+    # ------------------------------------------------------------------------- making jobs
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Make a job of this call, in one transaction, or in the caller's after `using(connection=…)`.
+
+        Raises:
+            ArgumentError: an argument does not fit; nothing is stored.
+            StoreUnavailable: the database is away. The job may exist nevertheless if the answer was lost.
+        """
+        return self.runner.enqueue_many([self.call(*args, **kwargs)])[0]
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """Check a call and keep it for `Runner.enqueue_many`.
+
+        Raises ArgumentError.
+        """
+        bound = self.bound
+        overrides = {name: value for name, value in bound.items() if _OPTIONS.get(name, (None, False))[1]}
+        return Call(
+            self.name,
+            self.dump(args, kwargs, self.runner.settings.argument_limit),
+            queue=bound.get("queue", self.queue),
+            priority=bound.get("priority", self.priority),
+            delay=bound.get("delay", 0.0),
+            run_at=bound.get("run_at"),
+            options=json.dumps(overrides) if overrides else None,
+            connection=bound.get("connection"),
+        )
+
+    def using(
+        self,
+        *,
+        queue: str = UNSET,
+        priority: int = UNSET,
+        delay: Duration = UNSET,
+        run_at: datetime = UNSET,
+        connection: Any = UNSET,
+        timeout: Duration | None = UNSET,
+        grace: Duration | None = UNSET,
+        memory: Size | None = UNSET,
+        max_attempts: int = UNSET,
+        max_crashes: int = UNSET,
+        backoff: Duration | Sequence[Duration] = UNSET,
+    ) -> Self:
+        """Return this task with other options for the calls made through it; the task itself stays as it is.
+
+        `delay` counts from the database's now, `run_at` is an aware moment; one of them. `connection` is
+        a SQLAlchemy Session or Connection: the job lives and dies with its transaction.
+        Raises EnqueueError.
+        """
+        given = {
+            "queue": queue,
+            "priority": priority,
+            "delay": delay,
+            "timeout": timeout,
+            "grace": grace,
+            "memory": memory,
+            "max_attempts": max_attempts,
+            "max_crashes": max_crashes,
+            "backoff": backoff,
+        }
+        bound = dict(self.bound)
+        for name, value in given.items():
+            if value is not UNSET:
+                bound[name] = check_option(name, value, self.name, EnqueueError)
+        if run_at is not UNSET:
+            bound["run_at"] = check_run_at(run_at, self.name)
+        if connection is not UNSET:
+            bound["connection"] = connection
+        if "delay" in bound and "run_at" in bound:
+            raise EnqueueError(f"task {self.name}: expected delay or run_at, got both", task=self.name)
+        if self.at_most_once and bound.get("max_attempts", 1) > 1:
+            got = bound["max_attempts"]
+            raise EnqueueError(
+                f"task {self.name}: it is run at most once: expected max_attempts=1, got {got}",
+                task=self.name,
+            )
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__, bound=bound)
+        return copy
+
+    # ------------------------------------------------------------------------- the two ends of a row
+
+    def dump(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], limit: int = arguments.ARGUMENT_LIMIT
+    ) -> str:
+        """Return the arguments of a call as the JSON text of a row.
+
+        What it accepts arrives equal in the task. Two changes of type are equal enough: an int where a
+        float is declared, and the time zone of a datetime, which arrives as a fixed offset.
+        Raises ArgumentError.
+        """
+        return self.signature.dump(args, kwargs, limit)
+
+    def load(self, text: str) -> tuple[list[Any], dict[str, Any]]:
+        """Return what to call the function with.
+
+        Raises ArgumentError: the row was written by other code, or for another version of this.
+        """
+        return self.signature.load(text)
+
+    def prepare(self) -> None:
+        """Do before a fork what every job would do after it: in the mold, once all is imported.
+
+        Raises ConfigError for an annotation that cannot be resolved.
+        """
+        _ = self.signature.kinds
+        if isinstance(self, AsyncTask):
+            import asyncio  # noqa: F401 - to be there when the job starts
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function as a job does: what an async one returns is run to its end."""
+        result = self.function(*args, **kwargs)
+        if isinstance(result, Coroutine):
+            import asyncio
+
+            return asyncio.run(result)
+        return result
+
+    def dump_result(self, value: Any, limit: int) -> str:
+        """Return what the function returned as JSON text of at most `limit` bytes.
+
+        Raises ForkrunnerError when it has no form in JSON or is too large.
+        """
+        return arguments.dump_result(value, self.name, limit)
+
+    def load_result(self, text: str) -> Any:
+        """Return a stored result, as the declared return type if it fits, as plain JSON otherwise."""
+        value = json.loads(text)
+        try:
+            return self.signature.kind_of("return").load(value)
+        except arguments.Misfit:
+            return value
+
+    def policy(self) -> dict[str, Any]:
+        """Return the options that matter to who runs it, fit for JSON."""
+        return {name: getattr(self, name) for name in _POLICY}
+
+    def retryable(self, error: BaseException) -> bool:
+        """Say whether another try may follow this exception; `give_up_on` has the last word."""
+        if isinstance(error, ArgumentError) and error.facts.get("task") == self.name:
+            return False  # the row will not fit next time either
+        return isinstance(error, self.retry_for) and not isinstance(error, self.give_up_on)
+
+
+class AsyncTask(Task[P, R]):
+    """A task made of an `async def`: calling it gives a coroutine, its job runs that to the end."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...  # type: ignore[override]
+
+
+class Call(Generic[R]):
+    """A checked call of a task that is not a job yet; see `Runner.enqueue_many`."""
+
+    __slots__ = ("arguments", "connection", "delay", "options", "priority", "queue", "run_at", "task")
+
+    def __init__(
+        self,
+        task: str,
+        arguments: str,
+        *,
+        queue: str,
+        priority: int = 0,
+        delay: float = 0.0,
+        run_at: datetime | None = None,
+        options: str | None = None,
+        connection: Any = None,
+    ) -> None:
+        self.task = task
+        #: JSON text, as it will stand in the row.
+        self.arguments = arguments
+        self.queue = queue
+        self.priority = priority
+        #: Seconds.
+        self.delay = delay
+        self.run_at = run_at
+        self.options = options
+        self.connection = connection
+
+    def __repr__(self) -> str:
+        return f"<Call {self.task}>"
+
+
+class Registry(dict[str, "Task[..., Any]"]):
+    """The tasks of a runner by name. `[name]` of an unknown one raises TaskNotFound."""
+
+    def __missing__(self, name: str) -> Task[..., Any]:
+        known = ", ".join(sorted(self)) or "none"
+        guess = arguments.did_you_mean(str(name), list(self))
+        raise TaskNotFound(f"there is no task {name!r}{guess} (known: {known})", name=name, task=name)
+
+    def add(self, task: Task[..., Any]) -> None:
+        """Register a task; the same function again, as after a reload, takes its own place.
+
+        Raises ConfigError when another function has the name.
+        """
+        other = self.get(task.name)
+        if other is not None and _place(other.function) != _place(task.function):
+            raise ConfigError(
+                f"task {task.name}: two functions have this name, {_place(other.function)} and"
+                f" {_place(task.function)}; give one of them another with name=",
+                name=task.name,
+                value=None,
+                source=None,
+            )
+        self[task.name] = task
+
+
+def _place(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _name_of(function: Any, name: Any) -> str:
+    """Return the name that a function is registered under, after checking that it can be a task.
+
+    Raises ConfigError.
+    """
+    problem = None
+    if not isinstance(function, _FUNCTION):
+        problem = f"expected a function, got {arguments.describe(function)}"
+        shown = "task"
+    else:
+        shown = f"task {function.__qualname__}"
+        owner = function.__qualname__.rpartition(".")[0]
+        if function.__code__.co_flags & _GENERATORS:
+            problem = "expected a function that returns, got a generator, whose body would never run"
+        elif owner and not owner.endswith("<locals>"):
+            problem = f"expected a plain function, got one of class {owner}: a job has no instance of it"
+        elif name is None and not _NAME.fullmatch(function.__name__):
+            problem = "has no name that fits a row (letters, digits, _ . : -); give it one with name="
+    if problem:
+        raise ConfigError(f"{shown}: {problem}", name="name", value=name, source=None)
+    found: str = function.__name__ if name is None else name
+    return found
