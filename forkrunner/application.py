@@ -6,6 +6,7 @@ told with its place; what it leaves behind that no child may share is found here
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 
@@ -15,6 +16,7 @@ from .errors import TargetError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any
 
     from .runner import Runner
@@ -62,10 +64,10 @@ def load(target: str, folder: str, preload: list[str] | tuple[str, ...] = ()) ->
     return found
 
 
-def settle(runner: Runner, boot: dict[str, Any], keep: int) -> Place:
+def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int]) -> Place:
     """Do once what every child would do: after this the application's code does not run in the mold.
 
-    `keep` is the descriptor of the mold's own channel.
+    `keep` are the descriptors that the mold itself has made.
 
     Raises:
         TargetError: the application left threads behind.
@@ -73,12 +75,15 @@ def settle(runner: Runner, boot: dict[str, Any], keep: int) -> Place:
     for task in runner.tasks.values():
         task.prepare()
     reserved = process.Reserved(fixed=2)
-    place = Place(runner, reserved.fixed[0], reserved.fixed[1], reserved.close_in_child)
-    place.shielded = [fd for fd, _ in process.sockets_and_databases() if fd != keep]
-    place.engines = _engines()
+    place = Place(runner, reserved)
+    shared = [fd for fd, _ in process.sockets_and_databases() if fd not in keep]
+    if shared:
+        place.reconnect.append(lambda: process.shield(shared))
+    for engine in _engines():
+        place.reconnect.append(functools.partial(engine.dispose, close=False))
     numpy = sys.modules.get("numpy")
     if numpy is not None:  # its global generator would give every child the same numbers
-        place.reseed = numpy.random.seed
+        place.reconnect.append(numpy.random.seed)
     threads = process.threads()
     if threads > 1 and not boot.get("allow_threads"):
         names = _thread_names()
@@ -92,7 +97,6 @@ def settle(runner: Runner, boot: dict[str, Any], keep: int) -> Place:
     process.flush_all()
     # frozen objects are not visited by the children's collections, which would copy their pages
     gc.collect()
-    gc.disable()
     gc.freeze()
     return place
 

@@ -44,7 +44,8 @@ _NOTHING: Any = object()
 #: bool before int: isinstance(True, int) holds.
 _JSON_TYPES = (str, bool, int, float, _NONE, list, dict)
 _BAD_TEXT = re.compile("[\0\ud800-\udfff]")
-_SECRET = re.compile("pass|secret|token|key|auth|cookie|dsn", re.IGNORECASE)
+#: Names of arguments whose values are not shown.
+SECRET = re.compile("pass|secret|token|key|auth|cookie|dsn", re.IGNORECASE)
 
 _VARARGS, _VARKEYWORDS = 0x04, 0x08
 
@@ -453,7 +454,7 @@ class Signature:
 
     def _misfit(self, name: str, value: object, kind: Kind, misfit: Misfit) -> ArgumentError:
         reason = str(misfit)
-        if _SECRET.search(name):
+        if SECRET.search(name):
             reason = f"expected {kind}, got {type(value).__name__} (not shown, for its name)"
         return self._error(name, f"argument {name!r}: {reason}")
 

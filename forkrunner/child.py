@@ -8,7 +8,6 @@ executed once per job in freshly copied pages, so what can be done in the mold i
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -24,47 +23,45 @@ if TYPE_CHECKING:
 
     from .runner import Runner
 
-#: The report of a task that returned, made before the fork.
-_DONE = json.dumps({"kind": "outcome", "outcome": "done"}).encode()
+    Message = tuple[dict[str, Any], bytes]
+
 #: Separates what faulthandler wrote into the report file from the frame: no stack holds a NUL.
 REPORT_MARK = b"\0"
-_TRACEBACK_LIMIT = 64 * 1024
+_DONE = json.dumps({"kind": "outcome", "outcome": "done"}).encode()
+#: The commonest report of all, made before the fork.
+DONE_WITH_NULL = REPORT_MARK + channel.pack_raw(_DONE, b"null")
+#: Characters of a traceback and of a message in a report; what is longer would not fit into a header.
+_TRACEBACK_LIMIT = _MESSAGE_LIMIT = 64 * 1024
 _OURS = os.path.dirname(__file__)
 
 
 class Place:
     """What every child of a mold needs to know; made once, before the forks."""
 
-    def __init__(self, runner: Runner, job_fd: int, report_fd: int, close_others: Callable[[], None]) -> None:
+    def __init__(self, runner: Runner, reserved: process.Reserved) -> None:
         self.runner = runner
         self.mold = os.getpid()
+        self.reserved = reserved
         #: Fixed numbers of the child's own descriptors: faulthandler was pointed at the second.
-        self.job_fd, self.report_fd = job_fd, report_fd
-        self.close_others = close_others
-        #: Descriptors of the application that no child may share.
-        self.shielded: list[int] = []
-        self.engines: list[Any] = []
-        self.signals: tuple[int, ...] = ()
+        self.job_fd, self.report_fd = reserved.fixed
+        #: What is to be done before the application's code runs; empty in most molds.
+        self.reconnect: list[Callable[[], None]] = []
         self.result_limit = 1 << 20
         self.progress: dict[str, Any] = {}
-        self.reseed: Callable[[], None] | None = None
 
 
-def main(place: Place, pipe: int, output: int, report: int, frame: bytes | None) -> NoReturn:
+def main(place: Place, message: Message | None) -> NoReturn:
     """Leave the mold, run one job, report, and end the process.
 
-    `frame` is the job itself; None makes a spare, which waits for it on its pipe.
+    `message` is the job itself; None makes a spare, which waits for it on its pipe.
     """
     status = 70
     try:
-        _leave_the_mold(place, pipe, output, report)
-        if frame is None:
+        _leave_the_mold(place)
+        if message is None:
             process.title("spare")
-            frame = _wait_for_a_job(place.job_fd)
-        if frame is not None:
-            message = channel.unpack(frame)
-            if message is None:
-                raise channel.Garbled("the job's frame is not whole")
+            message = _wait_for_a_job(place.job_fd)
+        if message is not None:
             _attempt(place, *message)
         status = 0
     except BaseException:  # noqa: BLE001 - the last resort: no exception may unwind into the mold's frames
@@ -77,46 +74,38 @@ def main(place: Place, pipe: int, output: int, report: int, frame: bytes | None)
         os._exit(status)
 
 
-def _leave_the_mold(place: Place, pipe: int, output: int, report: int) -> None:
-    """Give up what is the mold's, in this order; signals are still blocked."""
+def _leave_the_mold(place: Place) -> None:
+    """Give up what is the mold's, in this order.
+
+    Output, report and pipe are at the child's own numbers already: the mold put them
+    there before the fork, where it costs no copied pages.
+    """
     # first, since from here on the mold may die at any time
     process.tie_to(place.mold)
-    # a signal that comes now must not wake the mold through the shared pipe
-    process.forget_wakeups(place.signals)
     # a group of its own can be killed as one, and Ctrl-C in a terminal is not for jobs
     os.setsid()
     # what the job's processes leave behind falls to the job, and after it to the mold
     process.adopt_orphans()
+    # the mold blocks all signals and has no handlers: here they are as in any new process
     process.unblock()
     # before the application's code can run with the mold's descriptors
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.dup2(report, place.report_fd, inheritable=False)
-    if pipe >= 0:
-        os.dup2(pipe, place.job_fd, inheritable=False)
-    place.close_others()
+    place.reserved.close_in_child()
     # databases: never close (that would say goodbye for the mold), never use
-    if place.shielded:
-        process.shield(place.shielded)
-    for engine in place.engines:
-        engine.dispose(close=False)
-    if place.reseed is not None:
-        place.reseed()
-    gc.enable()
-    # what is shared with the mold is not the job's; kept in the file in case there is no report
-    os.write(place.report_fd, b"%d\n" % process.resident_peak())
+    for step in place.reconnect:
+        step()
 
 
-def _wait_for_a_job(fd: int) -> bytes | None:
+def _wait_for_a_job(fd: int) -> Message | None:
     data = os.read(fd, 65536)
     inbox = None
     while data:
-        if inbox is None and channel.unpack(data) is not None:
-            return data  # nearly always: the frame came in one piece
+        message = channel.unpack(data) if inbox is None else None
+        if message is not None:
+            return message  # nearly always: the frame came in one piece
         inbox = inbox or channel.Inbox()
         inbox.feed(data)
-        for frame in inbox.raw():
-            return frame
+        for message in inbox:
+            return message
         data = os.read(fd, 65536)
     return None  # the mold has no use for this spare
 
@@ -126,26 +115,27 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes) -> None:
     process.title(f"job {job['id']} {job['task']} attempt {job['attempt']}")
     me = os.getpid()
     task = place.runner.tasks[job["task"]]
-    if job.get("memory"):
+    if "memory" in job:
         process.limit_memory(job["memory"])
     enter(job)
     begin(job, place.progress)
+    frame = b""
     try:
         args, kwargs = task.load(arguments.decode())
         value = task.run(*args, **kwargs)
-        result = task.dump_result(value, place.result_limit).encode()
-        head = _DONE
+        if os.getpid() == me:
+            frame = DONE_WITH_NULL
+            if value is not None:
+                frame = REPORT_MARK + channel.pack_raw(_DONE, task.dump_result(value, place.result_limit).encode())
     except BaseException as error:  # noqa: BLE001 - how an attempt ends is judged here, and nowhere else
         if os.getpid() == me:
-            head, result = json.dumps(_judge(error, job, task)).encode(), b""
+            frame = REPORT_MARK + channel.pack(_judge(error, job, task))
         error.__traceback__ = None
+    process.flush_all()
     if os.getpid() != me:
         # the job forked and this is its child coming back through the task: it is not the attempt
-        process.flush_all()
         process.exit_now(0)
     end()
-    process.flush_all()
-    frame = REPORT_MARK + channel.pack_raw(head, result)
     while frame:
         frame = frame[os.write(place.report_fd, frame) :]
 
@@ -187,7 +177,9 @@ def _exit_status(error: SystemExit) -> int:
 
 def _text_of(error: BaseException) -> str:
     try:
-        return str(error)
+        text = str(error)
+        left_out = len(text) - _MESSAGE_LIMIT
+        return text if left_out <= 0 else f"{text[:_MESSAGE_LIMIT]} [... {left_out} characters left out]"
     except BaseException as broken:  # noqa: BLE001 - the application's __str__ may do anything
         return f"<no message: {type(error).__name__}.__str__ raised {type(broken).__name__}>"
 

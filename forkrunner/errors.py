@@ -10,7 +10,7 @@ ForkrunnerError
 ├── JobStateError          .id .state             a cancel or retry that the state does not allow
 ├── WaitTimeout            .id .state             Job.wait(timeout=…) ran out
 └── StoreError                                    the database said no
-    ├── StoreUnavailable                          away, silent, locked: the same call may work later
+    ├── StoreUnavailable       .busy              away, silent, locked: the same call may work later
     └── SchemaError                               tables are missing, older or newer than this release
 
 A message says what was expected, what was got and where it came from; the facts
@@ -67,6 +67,9 @@ class StoreError(ForkrunnerError):
 
 class StoreUnavailable(StoreError):
     """The database does not answer; the same call may work later."""
+
+    #: An SQLite file is locked by another process: over in a moment, and nothing was begun.
+    busy = False
 
 
 class SchemaError(StoreError):

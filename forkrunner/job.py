@@ -313,3 +313,31 @@ class SupervisorRow:
     started_at: datetime | None = None
     lease_until: datetime | None = None
 
+#: How an attempt ended, for people; the order is that of the docs.
+ENDINGS: Mapping[Outcome, str] = {
+    Outcome.DONE: "the task returned",
+    Outcome.RAISED: "the task raised, or its result was not JSON or too large, or no task has the name",
+    Outcome.EXITED: "the process ended itself: `sys.exit`, `os._exit`",
+    Outcome.CRASHED: "the process was ended by a signal that was not ours",
+    Outcome.TIMED_OUT: "it ran longer than `timeout` and was killed",
+    Outcome.OVER_MEMORY: "`MemoryError` under the task's `memory` limit",
+    Outcome.OVER_CPU: "the process was ended by SIGXCPU",
+    Outcome.OUT_OF_MEMORY: "SIGKILL, and the kernel's out-of-memory killer had struck",
+    Outcome.CANCELLED: "killed because somebody cancelled the job",
+    Outcome.REQUEUED: "killed because its supervisor stopped; given back",
+    Outcome.LOST: "its mold or supervisor died, was killed, or lost its lease",
+}
+
+
+def ending_table() -> str:
+    """Return the outcomes as a Markdown table: how an attempt ended, and what `after` makes of its job."""
+    policy = Policy(max_attempts=2, max_crashes=2)
+    rows = ["| outcome | what happened | counts as | the job is then |", "|---|---|---|---|"]
+    for outcome, meaning in ENDINGS.items():
+        then = after(outcome, tries=0, crashes=0, policy=policy, jitter=0.5)
+        kind, limit = ("try", "max_attempts") if then.tries else ("crash", "max_crashes") if then.crashes else ("–", "")
+        words = str(then.state)
+        if then.state is State.PENDING:
+            words += " again " + ("after `backoff`" if then.delay else "at once") + (f"; `failed` at `{limit}`" if limit else "")
+        rows.append(f"| `{outcome}` | {meaning} | {kind} | {words} |")
+    return "\n".join(rows)

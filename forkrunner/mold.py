@@ -16,6 +16,7 @@ Always true between two turns of the loop:
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ import sys
 from . import channel, child, clock, process
 from .application import load, settle
 from .children import DUMP, FOREVER, TERM, Child, Children
-from .errors import TargetError
+from .errors import ForkrunnerError
 from .verdict import judge
 
 TYPE_CHECKING = False
@@ -35,36 +36,47 @@ _CUT_EVERY = 0.1
 #: What the pipe of a spare takes at once; a longer job gets a child that inherits it.
 _PIPE_SIZE = 60_000
 
-_SIGNALS = (signal.SIGCHLD,)
-_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP, signal.SIGUSR1)
-#: `ended` of an attempt without the body goes over the channel; its texts are cut to this.
+#: Leftovers of ended jobs are looked for this long after an end, several ends at once, seconds.
+_SWEEP_AFTER = 0.05
+#: No spare is forked while jobs come faster than this, seconds: a child that is forked with its
+#: job in memory costs less than one that has to be told.
+_LULL = 0.02
+#: Bytes of a report that are read at once; few are longer.
+_REPORT_SIZE = 64 * 1024
+#: Bytes of output that go into the row.
 _OUTPUT_TAIL = 16 * 1024
+#: What is told of every ended attempt, formatted by hand: for most it is all, and this process's
+#: pages are copied too when it works between two forks.
+_FACTS = (
+    '{"id":"%s","attempt":%d,"pid":%d,"started":%r,"finished":%r,'
+    '"cpu_user":%r,"cpu_system":%r,"peak":%d,'
+)
+_DONE = '"kind":"ended","outcome":"done","exit_status":0}'
 
 
 def main() -> None:
     """Entry point of the mold's interpreter: `python -c … CHANNEL PARENT`."""
     link, parent = int(sys.argv[1]), int(sys.argv[2])
     process.tie_to(parent)
-    # signals are for the supervisor, which decides; a TERM to all must not end jobs through us
-    process.ignore_signals(_IGNORED)
-    signals = process.Signals(_SIGNALS)
     process.adopt_orphans()
-    os.set_inheritable(link, False)
+    # what was passed to us is not for the programs that jobs start
+    process.keep_to_ourselves()
     boot, _ = _first_message(link)
     process.title(f"mold {boot['target']} gen {boot['generation']}")
     try:
         runner = load(boot["target"], boot["folder"], boot["preload"])
-        place = settle(runner, boot, keep=link)
-    except TargetError as error:
+        place = settle(runner, boot, keep=[link])
+    except ForkrunnerError as error:
         _send_all(link, channel.pack({"kind": "broken", "error": str(error), **error.facts}))
         process.exit_now(2)
     tasks = {task.name: task.policy() for task in runner.tasks.values()}
-    up = {"kind": "up", "tasks": tasks, "code": runner.code, "threads": process.threads()}
-    up["shielded"] = len(place.shielded)
-    _send_all(link, channel.pack(up))
-    mold = Mold(link, signals, place)
-    mold.configure(boot)
-    mold.run()
+    _send_all(link, channel.pack({"kind": "up", "tasks": tasks, "code": runner.code, "threads": process.threads()}))
+    mold = Mold(link, place)
+    try:
+        mold.run()
+    except BaseException:
+        os.dup2(mold.stderr, 2)
+        raise
     process.exit_now(0)
 
 
@@ -87,49 +99,47 @@ def _send_all(link: int, data: bytes) -> None:
 class Mold:
     """Bookkeeping is in `children`, system calls in `process`; this decides and talks."""
 
-    def __init__(self, link: int, signals: process.Signals, place: child.Place) -> None:
-        self.link = link
-        self.signals = signals
+    def __init__(self, link: int, place: child.Place) -> None:
+        """Block all signals and move what is the mold's own to where children close it."""
         self.place = place
-        place.signals = tuple(int(n) for n in (*_SIGNALS, *_IGNORED))
+        self.link = place.reserved.move(link)
+        os.set_blocking(self.link, False)
+        #: 1 and 2 are the next child's output: see `fork`.
+        self.stderr = os.dup(2)
+        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self.deaths = process.Deaths()
+        self.poll = process.Poll()
+        self.poll.watch(self.deaths.fileno())
+        self.poll.watch(self.link)
         self.children = Children()
         self.inbox = channel.Inbox()
         self.outgoing = bytearray()
-        self.spares = 0
-        self.ending = False
-        self.lease_until = FOREVER
-        self.cut_at = FOREVER
-        self.spare_at = 0.0
-        self.spare_deaths = 0
+        #: Pages that a child shares with us are not its own.
+        self.shared = process.shared_at_fork()
         self.oom_kills, _ = process.oom_kills()
         self.output_limit = 1 << 20
-        self.poll = process.Poll()
-        self.poll.watch(signals.fileno())
-        self.poll.watch(link)
-        os.set_blocking(link, False)
-
-    def configure(self, settings: dict[str, Any]) -> None:
-        """Take settings from a `boot` or `go` message."""
-        self.output_limit = settings.get("output_limit", self.output_limit)
-        self.place.result_limit = settings.get("result_limit", self.place.result_limit)
-        self.place.progress = settings.get("progress", self.place.progress)
+        self.ending = False
+        self.spares = 0
+        self.spare_deaths = 0
+        self.spare_at = 0.0
+        self.cut_at = self.sweep_at = self.lease_until = FOREVER
 
     def run(self) -> None:
         while not (self.ending and not self.children.busy and not self.outgoing):
             ready = self.poll.wait(self.next_due() - clock.monotonic())  # the only line that blocks
-            self.signals.take()
             if self.link in ready:
                 self.receive()
-            self.reap()
             now = clock.monotonic()
+            self.reap(now)
+            self.sweep(now)
             self.enforce_lease(now)
             self.kill_overdue(now)
             self.cut_outputs(now)
             self.send()
-            self.fork_spares(now)
+            self.fork_a_spare(now)
 
     def next_due(self) -> float:
-        due = min(self.children.next_due(), self.cut_at)
+        due = min(self.children.next_due(), self.cut_at, self.sweep_at)
         if self.lease_until != FOREVER:
             # the lease is counted by the clock that goes on while the host sleeps
             due = min(due, clock.monotonic() + max(0.0, self.lease_until - clock.boottime()))
@@ -147,19 +157,17 @@ class Mold:
         if not data:  # the supervisor is gone: so are we, and the kernel takes our children along
             process.exit_now(0)
         self.inbox.feed(data)
-        for frame in self.inbox.raw():
-            message = channel.unpack(frame)
-            if message is None:
-                raise channel.Garbled("from the supervisor")
-            header, _ = message
+        for header, body in self.inbox:
             if header["kind"] == "run":
-                self.start(header, frame)
+                self.start(header, body)
             else:
                 getattr(self, "on_" + header["kind"])(header)
 
     def on_go(self, header: dict[str, Any]) -> None:
-        self.configure(header)
         self.spares = header["spares"]
+        self.output_limit = header["output_limit"]
+        self.place.result_limit = header["result_limit"]
+        self.place.progress = header["progress"]
 
     def on_lease(self, header: dict[str, Any]) -> None:
         self.lease_until = header["until"]
@@ -183,117 +191,147 @@ class Mold:
 
     # ------------------------------------------------------------------------------ children
 
-    def start(self, job: dict[str, Any], frame: bytes) -> None:
+    def start(self, job: dict[str, Any], arguments: bytes) -> None:
         """Give a job to a spare, or fork a child that has it in memory."""
         if job["task"] not in self.place.runner.tasks:
-            known = ", ".join(sorted(self.place.runner.tasks)) or "none"
-            sentence = f"no task {job['task']!r} is registered here; known: {known}"
-            self.tell({"kind": "ended", "id": job["id"], "attempt": job["attempt"], "outcome": "raised"}
-                      | {"error_type": "forkrunner.errors.TaskNotFound", "error_message": sentence, "retry": False})  # fmt: skip
+            self.refuse(job)
             return
+        now = clock.monotonic()
+        self.spare_at = max(self.spare_at, now + _LULL)
         runner = None
-        while self.children.spares and runner is None and len(frame) <= _PIPE_SIZE:
+        if self.children.spares and len(arguments) <= _PIPE_SIZE:
             runner = self.children.spares.pop(0)
             try:
-                os.write(runner.pipe, frame)
-            except OSError:  # it died; reap() finds it among none of ours and forgets it
+                os.write(runner.pipe, channel.pack(job, arguments))
+            except OSError:  # it has died; `reap` will not know it any more
                 self.release(runner)
                 runner = None
         if runner is None:
             try:
-                runner = self.fork(frame)
+                runner = self.fork((job, arguments))
             except OSError as error:
                 self.tell({"kind": "refused", "id": job["id"], "attempt": job["attempt"], "error": str(error)})
                 return
-        now = clock.monotonic()
         self.children.start(runner, job, now, clock.wall())
         self.cut_at = min(self.cut_at, now + _CUT_EVERY)
 
-    def fork(self, frame: bytes | None) -> Child:
-        """Fork one child: a spare, or one that runs `frame`.
+    def refuse(self, job: dict[str, Any]) -> None:
+        """End an attempt that cannot begin: another try would find no task of that name either."""
+        known = ", ".join(sorted(self.place.runner.tasks)) or "none"
+        self.tell(
+            {
+                "kind": "ended",
+                "id": job["id"],
+                "attempt": job["attempt"],
+                "outcome": "raised",
+                "error_type": "forkrunner.errors.TaskNotFound",
+                "error_message": f"no task {job['task']!r} is registered here; known: {known}",
+                "retry": False,
+            }
+        )
+
+    def fork(self, message: child.Message | None) -> Child:
+        """Fork one child: a spare, or one that has its job in memory.
 
         Raises:
             OSError: no process, memory or descriptor is to be had.
         """
+        place = self.place
         opened: list[int] = []
         try:
             output = process.scratch_file("forkrunner-output")
             opened.append(output)
             report = process.scratch_file("forkrunner-report")
             opened.append(report)
-            read, write = (-1, -1) if frame is not None else os.pipe()
-            opened += [read, write]
+            read = write = -1
+            if message is None:
+                read, write = os.pipe()
+                opened += read, write
+                os.dup2(read, place.job_fd, inheritable=False)
+            # here and not in the child, where each call costs copied pages
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.dup2(report, place.report_fd, inheritable=False)
             pid = process.fork()
         except OSError:
             for fd in opened:
-                if fd >= 0:
-                    os.close(fd)
+                os.close(fd)
             raise
         if pid == 0:
-            child.main(self.place, read, output, report, frame)
+            child.main(place, message)
         if read >= 0:
+            # with a reader left, writing to a dead spare would be no error
             os.close(read)
+            os.dup2(self.null, place.job_fd, inheritable=False)
         return Child(pid, write, output, report)
 
     def wants_spares(self) -> bool:
         return not self.ending and len(self.children.spares) < self.spares
 
-    def fork_spares(self, now: float) -> None:
-        while self.wants_spares() and now >= self.spare_at:
-            try:
-                self.children.spares.append(self.fork(None))
-            except OSError:
-                self.spare_at = now + 1.0
+    def fork_a_spare(self, now: float) -> None:
+        if now < self.spare_at or not self.wants_spares():
+            return
+        try:
+            self.children.spares.append(self.fork(None))
+        except OSError:
+            self.spare_at = now + 1.0
 
     def release(self, dead: Child) -> None:
         for fd in (dead.pipe, dead.output, dead.report):
             if fd >= 0:
                 os.close(fd)
 
-    def reap(self) -> None:
-        """Collect the dead, kill what they left behind, and tell how each attempt ended."""
-        died = 0
+    def reap(self, now: float) -> None:
+        """Collect the dead and tell how each attempt ended. Keeps (1)."""
+        self.deaths.take()
         for pid, status, usage in process.reap():
-            died += 1
+            self.sweep_at = min(self.sweep_at, now + _SWEEP_AFTER)
             dead = self.children.died(pid)
             if dead is None:
                 continue
             if dead.job is None:
                 # spares that die by themselves must not be forked as fast as they die
                 self.spare_deaths += 1
-                self.spare_at = clock.monotonic() + min(0.01 * 2**self.spare_deaths, 5.0)
+                self.spare_at = now + min(0.01 * 2**self.spare_deaths, 5.0)
             else:
                 self.spare_deaths = 0
-                self.tell(*self.ended(dead, status, usage))
+                self.outgoing += self.ended(dead, dead.job, status, usage)
             self.release(dead)
-        if died:
-            process.sweep(self.children.pids())
 
-    def ended(self, dead: Child, status: int, usage: Any) -> tuple[dict[str, Any], bytes]:
-        """Put together all that is known of an ended attempt."""
-        job = dead.job or {}
-        before, _, frame = process.contents(dead.report).partition(child.REPORT_MARK)
-        shared, _, stacks = before.partition(b"\n")
-        report = channel.unpack(frame) if frame else None
-        header, body = judge(dead, status, report, self.oom_verdict)
-        header |= {
-            "kind": "ended",
-            "id": job["id"],
-            "attempt": job["attempt"],
-            "pid": dead.pid,
-            "started": dead.started_wall,
-            "finished": clock.wall(),
-            "cpu_user": usage.ru_utime,
-            "cpu_system": usage.ru_stime,
-        }
+    def ended(self, dead: Child, job: dict[str, Any], status: int, usage: Any) -> bytes:
+        """Put together all that is known of an ended attempt, as a frame for the supervisor."""
+        words, body = _DONE, b"null"
+        data = os.pread(dead.report, _REPORT_SIZE, 0)
+        output = process.tail(dead.output, min(_OUTPUT_TAIL, self.output_limit))
+        if data != child.DONE_WITH_NULL or output or status or dead.why:
+            if len(data) == _REPORT_SIZE:
+                data = process.contents(dead.report)
+            stacks, _, frame = data.partition(child.REPORT_MARK)
+            header, body = judge(dead, status, channel.unpack(frame) if frame else None, self.oom_verdict)
+            header["kind"] = "ended"
+            if stacks:
+                header["stacks"] = stacks[-_REPORT_SIZE:].decode("utf-8", "replace")
+            if output:
+                header["output_tail"] = output.decode("utf-8", "replace")
+            words = json.dumps(header, separators=(",", ":"))[1:]
         peak = usage.ru_maxrss * (1024 if process.LINUX else 1)
-        header["peak"] = max(0, peak - int(shared)) if shared.isdigit() else None
-        if stacks:
-            header["stacks"] = stacks[-65536:].decode("utf-8", "replace")
-        if os.fstat(dead.output).st_size:
-            process.cut(dead.output, self.output_limit)
-            header["output_tail"] = process.contents(dead.output)[-_OUTPUT_TAIL:].decode("utf-8", "replace")
-        return header, body
+        facts = _FACTS % (
+            job["id"],
+            job["attempt"],
+            dead.pid,
+            dead.started_wall,
+            clock.wall(),
+            usage.ru_utime,
+            usage.ru_stime,
+            max(0, peak - self.shared),
+        )
+        return channel.pack_raw((facts + words).encode(), body)
+
+    def sweep(self, now: float) -> None:
+        """Kill what ended jobs have left behind. Keeps (3)."""
+        if now >= self.sweep_at:
+            self.sweep_at = FOREVER
+            process.sweep(self.children.pids())
 
     def oom_verdict(self) -> str | None:
         """Look whether the kernel's out-of-memory killer has struck since we last looked."""
@@ -322,7 +360,7 @@ class Mold:
             return
         self.lease_until = FOREVER
         for victim in list(self.children.busy.values()):
-            self.children.condemn(victim, "lost", "its supervisor could not renew its lease", now)
+            self.children.condemn(victim, "requeued", "its supervisor could not renew its lease", now)
             victim.stage, victim.due = TERM, now
         self.kill_overdue(now)
 

@@ -29,6 +29,9 @@ _prctl = _libc.prctl if LINUX else None
 _set_handler = sys.modules["_signal"].signal
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
+#: FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
+_PUNCH_HOLE = 2 | 1
+
 # glibc's and musl's sigset_t have 128 bytes; macOS uses four of them
 _NO_SIGNALS = ctypes.create_string_buffer(b"\0" * 128, 128)
 _ALL_SIGNALS = ctypes.create_string_buffer(b"\xff" * 128, 128)
@@ -59,21 +62,9 @@ def adopt_orphans() -> None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def fork() -> int:
-    """Fork with all signals blocked on both sides; the child calls `leave` to unblock its own.
-
-    A signal that came between the fork and the child's own set-up would run the
-    parent's handler in the child, or wake the parent through the shared wake-up pipe.
-    """
-    _set_mask(signal.SIG_SETMASK, _ALL_SIGNALS, None)
-    try:
-        pid = os.fork()
-    except OSError:
-        _set_mask(signal.SIG_SETMASK, _NO_SIGNALS, None)
-        raise
-    if pid:
-        _set_mask(signal.SIG_SETMASK, _NO_SIGNALS, None)
-    return pid
+#: The caller has blocked all signals, in a mold for ever: one that came between the fork and
+#: the child's own set-up would be handled by the wrong process.
+fork = os.fork
 
 
 def unblock() -> None:
@@ -237,16 +228,34 @@ def _pipe() -> tuple[int, int]:
     return ends
 
 
-def forget_wakeups(numbers: Iterable[int]) -> None:
-    """In a child: give the parent's handlers and wake-up pipe up."""
-    signal.set_wakeup_fd(-1)
-    for number in numbers:
-        _set_handler(number, 0)  # SIG_DFL
+class Deaths:
+    """Wakes a mold when a child has died, without a handler and with all signals blocked.
 
+    So a child has nothing to undo but the mask, and a TERM that is meant for all of
+    forkrunner ends no job through its mold: signals are for the supervisor.
+    """
 
-def ignore_signals(numbers: Iterable[int]) -> None:
-    for number in numbers:
-        signal.signal(number, signal.SIG_IGN)
+    def __init__(self) -> None:
+        _set_handler(signal.SIGCHLD, 0)  # if it is ignored, exit statuses are lost
+        _set_mask(signal.SIG_SETMASK, _ALL_SIGNALS, None)
+        if LINUX:
+            wanted = ctypes.create_string_buffer(128)
+            bit = signal.SIGCHLD - 1
+            wanted[bit // 8] = 1 << bit % 8
+            self._fd: int = _libc.signalfd(-1, wanted, os.O_NONBLOCK | os.O_CLOEXEC)
+        else:  # a handler, and the child has a pipe more that it does not know of
+            unblock()
+            self._fd = Signals([signal.SIGCHLD]).fileno()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def take(self) -> None:
+        """Forget what has come; `reap` finds all the dead."""
+        try:
+            os.read(self._fd, 4096)
+        except BlockingIOError:
+            pass
 
 
 class Poll:
@@ -281,15 +290,18 @@ def load_title() -> None:
     """
     global _set_title
     try:
-        from importlib.machinery import ExtensionFileLoader, PathFinder
+        from importlib.machinery import PathFinder
 
         package = PathFinder.find_spec("setproctitle")
         places = package and package.submodule_search_locations
+        # by its own name, not as a part of the package: the name decides which init function is called
         spec = places and PathFinder.find_spec("_setproctitle", list(places))
-        if not spec or not spec.origin:
+        if not spec or not spec.loader:
             raise ImportError("setproctitle._setproctitle")
-        # the name decides which init function is called
-        module = ExtensionFileLoader("_setproctitle", spec.origin).load_module("_setproctitle")
+        module = spec.loader.create_module(spec)
+        if module is None:
+            raise ImportError("setproctitle._setproctitle is no extension module")
+        spec.loader.exec_module(module)
         _set_title = module.setproctitle
     except ImportError:
         from setproctitle import setproctitle
@@ -327,16 +339,30 @@ def contents(fd: int) -> bytes:
     return os.pread(fd, size, 0) if size else b""
 
 
-def cut(fd: int, limit: int) -> None:
-    """If a file has grown over `limit` bytes keep its head and its tail, half of the limit together."""
-    if os.fstat(fd).st_size <= limit:
-        return
-    head = os.pread(fd, limit // 8, 0)
+def tail(fd: int, length: int) -> bytes:
+    """Read the last bytes of a file that may have been `cut`."""
     size = os.fstat(fd).st_size
-    tail = os.pread(fd, limit // 8, size - limit // 8)
-    # what is written between the pread and the cut is lost: it is in the middle
+    return os.pread(fd, length, max(0, size - length)).lstrip(b"\0") if size else b""
+
+
+def cut(fd: int, limit: int) -> None:
+    """If a scratch file holds more than `limit` bytes, give the memory of its middle back; head and tail stay.
+
+    It keeps its length, with a hole in it: whoever appends to it meanwhile loses nothing. Where there are no
+    holes it is cut to its tail, and what is written at this very moment is lost.
+    """
+    status = os.fstat(fd)
+    if status.st_blocks * 512 <= limit:
+        return
+    if LINUX:
+        head = limit // 4
+        hole = status.st_size - limit // 2 - head
+        if hole > 0:
+            _libc.fallocate(fd, _PUNCH_HOLE, ctypes.c_long(head), ctypes.c_long(hole))
+        return
+    kept = tail(fd, limit // 2)
     os.ftruncate(fd, 0)
-    os.write(fd, head + b"\n[... %d bytes left out ...]\n" % (size - len(head) - len(tail)) + tail)
+    os.write(fd, b"[...]\n" + kept)
 
 
 class Reserved:
@@ -357,6 +383,13 @@ class Reserved:
         self.base = null + 1
         self.fixed = [null - i for i in range(fixed)]
 
+    def move(self, fd: int) -> int:
+        """Move a descriptor of the mold into the block; its old number is plugged."""
+        moved = os.dup(fd)
+        null = self.fixed[0]
+        os.dup2(null, fd, inheritable=False)
+        return moved
+
     def close_in_child(self) -> None:
         os.closerange(self.base, 1 << 20)
 
@@ -372,6 +405,16 @@ def sockets_and_databases() -> list[tuple[int, str]]:
         if target.startswith("socket:") or target.endswith((".db", ".sqlite", ".sqlite3", "-wal", "-shm")):
             found.append((int(name), target))
     return found
+
+
+def keep_to_ourselves() -> None:
+    """Let no descriptor that we were started with pass into the programs that we start, but 0, 1 and 2."""
+    for name in os.listdir("/dev/fd"):
+        try:
+            if int(name) > 2:
+                os.set_inheritable(int(name), False)
+        except OSError:  # the listing's own
+            pass
 
 
 def shield(fds: Iterable[int]) -> None:
@@ -412,6 +455,22 @@ def resident_peak() -> int:
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * 1024 if LINUX else peak
+
+
+def shared_at_fork() -> int:
+    """Fork once to see how many bytes a child shares with this process at its start."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(write, b"%d" % resident_peak())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    return int(answer or 0)
 
 
 def limit_memory(own: int) -> None:

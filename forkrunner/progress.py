@@ -119,6 +119,8 @@ def _sink(settings: dict[str, Any]) -> _Files | _Memcached:
 
 
 _sender: _Sender | None = None
+#: The running job and where its progress goes, for the first call: most jobs never make one.
+_job: tuple[dict[str, Any], dict[str, Any]] | None = None
 
 
 def progress(fraction: float, message: str | None = None, /, **detail: Any) -> None:
@@ -128,30 +130,18 @@ def progress(fraction: float, message: str | None = None, /, **detail: Any) -> N
     value. Sent at most `progress_rate` times a second; the last state before the
     end always is. Never raises because nobody listens.
     """
-    if _sender is not None:
-        _sender.say(float(fraction), message, detail)
+    global _sender
+    if _sender is None:
+        if _job is None:
+            return
+        _sender = _Sender(*_job)
+    _sender.say(float(fraction), message, detail)
 
 
 def begin(job: dict[str, Any], settings: dict[str, Any]) -> None:
     """In a child: from now on `progress` speaks for `job`."""
-    global _sender
-    if settings:
-        _sender = _Lazy(job, settings)
-
-
-class _Lazy(_Sender):
-    """A sender that is made when the task first has something to say: most never do."""
-
-    def __init__(self, job: dict[str, Any], settings: dict[str, Any]) -> None:
-        self._made = (job, settings)
-
-    def say(self, fraction: float, message: str | None, detail: dict[str, Any]) -> None:
-        global _sender
-        _sender = _Sender(*self._made)
-        _sender.say(fraction, message, detail)
-
-    def send(self) -> None:
-        pass
+    global _job
+    _job = (job, settings) if settings else None
 
 
 def end() -> None:
@@ -185,7 +175,11 @@ def place(settings: Any) -> dict[str, Any]:
     """Say where the progress of a database's jobs goes: the same for all who have the same settings."""
     import hashlib
 
-    key = hashlib.sha256(settings.database.rpartition("@")[2].encode()).hexdigest()[:16]
+    database = settings.database
+    if database.startswith("sqlite"):  # one file has many names
+        _, _, path = database.partition(":///")
+        database = f"sqlite:{os.path.realpath(path)}"
+    key = hashlib.sha256(database.rpartition("@")[2].encode()).hexdigest()[:16]
     folder = os.path.join(settings.runtime_dir, key)
     return {
         "url": settings.progress_url,

@@ -118,18 +118,20 @@ class CurrentJob:
         return f"<CurrentJob {self.id} {self.task} attempt {self.attempt}>"
 
 
-_current: CurrentJob | None = None
+#: Header of the job that this process runs, as it came from the supervisor.
+_running: Mapping[str, Any] | None = None
 
 
 def current_job() -> CurrentJob | None:
     """Return the job that runs in this process, None outside of one."""
-    return _current
+    job = _running
+    return None if job is None else CurrentJob(job["id"], job["task"], job["queue"], job["attempt"], job["tries"])
 
 
 def enter(job: Mapping[str, Any]) -> None:
-    """In a child: from now on this process runs `job`, the header that came from the supervisor."""
-    global _current
-    _current = CurrentJob(job["id"], job["task"], job["queue"], job["attempt"], job["tries"])
+    """In a child: from now on this process runs `job`."""
+    global _running
+    _running = job
 
 
 # --------------------------------------------------------------------------- jobs

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from . import __version__, clock, process
+from . import __version__, channel, clock, process
 from .errors import StoreError, StoreUnavailable, TargetError
 from .job import Attempt, Ending, Outcome, Policy, after
 from .lease import HOST, Lease
@@ -69,8 +69,14 @@ _IDLE_FIRST = 0.01
 _TRUST = 10
 #: What a stop that was told to kill waits at most for the last endings to be written, seconds.
 _LAST_WRITES = 10.0
+#: After the mold could not fork for a job, no more are claimed for so long, seconds.
+_CROWDED = 1.0
+#: Outside of the loop a locked SQLite file is waited for so long, seconds.
+_INSIST = 5.0
 #: A mold that died younger than this is not replaced at once, seconds; and then after how long.
 _YOUNG, _MOLD_PAUSE = 5.0, 1.0
+#: Characters of a job's error in a log line; the rest is in the row.
+_LONGEST_LINE = 500
 FOREVER = float("inf")
 
 Key = tuple[str, int]
@@ -116,6 +122,7 @@ class Supervisor:
         #: A claim may have been committed that we do not know of.
         self.claims_in_doubt = False
         self.waker: Waker | None = None
+        self.waker_lost = False
         self.store: Store | None = None
         self.lease: Lease
         # how far a stop has got
@@ -124,6 +131,8 @@ class Supervisor:
         # when each duty is due, by the monotonic clock
         self.look_at = self.renew_at = self.rescue_at = self.title_at = self.mold_at = 0.0
         self.write_at = self.cancel_at = FOREVER
+        #: The mold could not fork: nothing is claimed before, whatever slots are free.
+        self.crowded_until = 0.0
         self.last_turn = 0.0
         self.idle_pause = _IDLE_FIRST
         self.title_count = 0
@@ -138,8 +147,10 @@ class Supervisor:
         """
         self.signals = process.Signals(SIGNALS)
         process.adopt_orphans()
+        process.keep_to_ourselves()
         self.poll = process.Poll()
         self.poll.watch(self.signals.fileno())
+        self.lease = Lease(self.settings.runtime_dir)
         try:
             self.boot()
             while not self.finished:
@@ -162,7 +173,6 @@ class Supervisor:
     def boot(self) -> None:
         """Start the mold, learn the application's settings, take a lease, say so."""
         process.title(f"supervisor {self.target}")
-        self.lease = Lease(self.settings.runtime_dir)
         self.start_mold()
         while not self.mold_is_up():
             self.poll.wait(FOREVER)
@@ -173,8 +183,8 @@ class Supervisor:
             self.take_messages()
         settings = self.settings
         self.store = Store(settings.database, role="supervisor", notify=settings.notify, timeout=settings.store_timeout)
-        self.store.check_schema()
-        self.take_lease()
+        self.insist(self.store.check_schema)
+        self.insist(self.take_lease)
         self.open_waker()
         self.log.emit(
             "supervisor.started",
@@ -195,7 +205,7 @@ class Supervisor:
             self.log.emit("supervisor.leftover")
         try:
             if not (self.running or self.endings):
-                self.lease.release()
+                self.insist(self.lease.release)
             if self.store is not None:
                 self.store.close()
         except StoreError:
@@ -313,9 +323,14 @@ class Supervisor:
             self.on_ended({"id": job_id, "attempt": number, **lost}, b"")
 
     def take_messages(self) -> None:
-        if self.mold is not None:
+        if self.mold is None:
+            return
+        try:
             for header, body in self.mold.receive():
                 getattr(self, "on_" + header["kind"])(header, body)
+        except channel.Garbled as error:
+            self.log.emit("mold.garbled", error=str(error))
+            process.kill_tree(self.mold.pid)  # SIGCHLD follows, and all of its attempts are lost
 
     def on_up(self, header: dict[str, Any], body: bytes) -> None:
         assert self.mold is not None
@@ -338,7 +353,8 @@ class Supervisor:
         )
         self.tell_lease()
         seconds = clock.monotonic() - self.mold.started
-        self.log.emit("mold.up", generation=self.generation, tasks=len(self.tasks), seconds=seconds, pid=self.mold.pid)
+        # of the first one `supervisor.started` tells
+        self.log.emit("mold.up" if self.generation > 1 else "mold.ready", generation=self.generation, tasks=len(self.tasks), seconds=seconds, pid=self.mold.pid)
         if header["threads"] > 1:
             self.log.emit("mold.threads", threads=header["threads"])
         self.look_at = 0.0
@@ -362,9 +378,7 @@ class Supervisor:
     def start(self, claims: list[Claim]) -> None:
         """Hand claimed jobs to the mold."""
         for claim in claims:
-            options = self.tasks.get(claim.task, {})
-            if claim.options:
-                options = options | msgspec.json.decode(claim.options)
+            options = self.options_of(claim)
             self.running[claim.id, claim.attempt] = Running(claim, options)
             if self.mold is None:
                 self.claims_in_doubt = True
@@ -383,6 +397,11 @@ class Supervisor:
                     header[limit] = options[limit]
             self.mold.tell(header, claim.arguments.encode())
             self.log.emit("job.started", task=claim.task, id=claim.id, attempt=claim.attempt)
+
+    def options_of(self, claim: Claim) -> dict[str, Any]:
+        """Return the task's options with those of the call, which are in the row, over them."""
+        options = self.tasks.get(claim.task, {})
+        return options | msgspec.json.decode(claim.options) if claim.options else options
 
     def on_ended(self, facts: dict[str, Any], body: bytes) -> None:
         """Decide what becomes of a job whose attempt has ended, and keep it to be written. Keeps (2)."""
@@ -416,7 +435,7 @@ class Supervisor:
         """Give a job back that the mold could not fork for; it counts as nothing."""
         self.running.pop((header["id"], header["attempt"]), None)
         self.claims_in_doubt = True  # what is busy under our id and does not run is given back
-        self.look_at = clock.monotonic() + 1.0
+        self.crowded_until = clock.monotonic() + _CROWDED
         self.log.emit("job.refused", id=header["id"], error=header["error"])
 
     def keep(
@@ -454,7 +473,8 @@ class Supervisor:
         elif attempt.outcome is Outcome.DONE:
             self.log.emit("job.ended", seconds=seconds, **facts)
         else:
-            self.log.emit("job.failed", seconds=seconds, then=ending.consequence(), error=ending.error, **facts)
+            error = (ending.error or "")[:_LONGEST_LINE]
+            self.log.emit("job.failed", seconds=seconds, then=ending.consequence(), error=error, **facts)
 
     # ------------------------------------------------------------------------------- rows
 
@@ -466,7 +486,7 @@ class Supervisor:
 
     def turn_due(self) -> float:
         """Say when rows are to be written or claimed next: one transaction does both."""
-        due = self.look_at if self.free_slots() else FOREVER
+        due = max(self.look_at, self.crowded_until) if self.free_slots() else FOREVER
         if self.claims_in_doubt:
             due = 0.0
         if self.endings:
@@ -482,8 +502,8 @@ class Supervisor:
         if self.claims_in_doubt and not self.ask(self.give_back_strays):
             return
         store, supervisor = self.store, self.lease.id
-        batch = [self.endings[i] for i in range(min(len(self.endings), _BATCH))]
-        free = self.free_slots()
+        batch = store.batch(self.endings)
+        free = self.free_slots() if now >= self.crowded_until else 0
         queues = self.settings.queues or None
         # until the answer is here we do not know what was committed
         self.claims_in_doubt = free > 0
@@ -566,6 +586,8 @@ class Supervisor:
         kept = self.ask(self.lease.renew)
         if kept:
             self.leased()
+            if self.waker_lost:
+                self.open_waker()
         elif kept is False:
             self.start_anew()
 
@@ -576,7 +598,12 @@ class Supervisor:
         self.endings.clear()
         self.claims_in_doubt = False
         if self.mold is not None:
-            process.kill_tree(self.mold.pid)  # SIGCHLD follows, and a new one with the new lock
+            # here and now, for what would be claimed under the new name must not be handed to it; the next one
+            # holds the new lock
+            self.poll.forget(self.mold.fileno())
+            self.mold.close()
+            self.mold = None
+            process.reap_all()
         self.lease.lock.remove()
         self.lease = Lease(self.settings.runtime_dir)
         self.log.emit("supervisor.lost_lease", busy=lost, supervisor=self.lease.id)
@@ -584,7 +611,7 @@ class Supervisor:
 
     def rescue(self, now: float) -> None:
         """Take back the rows of supervisors that are dead; run again what may be. Keeps (6)."""
-        if now < self.rescue_at or self.store is None:
+        if now < self.rescue_at or self.store is None or not self.lease.taken:
             return
         store, lease = self.store, self.lease
 
@@ -609,7 +636,7 @@ class Supervisor:
                 finished_at=clock.utc(),
                 error_message="its supervisor died or lost its lease",
             )
-            self.keep(attempt, claim, self.tasks.get(claim.task, {}))
+            self.keep(attempt, claim, self.options_of(claim))
         if orphans:
             self.log.emit("jobs.rescued", count=len(orphans))
 
@@ -621,7 +648,7 @@ class Supervisor:
             answer = work()
         except StoreUnavailable as error:
             now = clock.monotonic()
-            if error.facts.get("busy"):
+            if error.busy:
                 self.outage.locked(now)
             elif self.outage.failed(now):
                 self.log.emit("database.away", error=str(error))
@@ -638,9 +665,26 @@ class Supervisor:
         self.renew_at = 0.0
         self.open_waker()
 
+    def insist(self, work: Callable[[], object]) -> None:
+        """Call the store before the loop or after it: a locked SQLite file is waited for, a database away is not.
+
+        Raises:
+            StoreError: as the store does.
+        """
+        end = clock.monotonic() + _INSIST
+        while True:
+            try:
+                work()
+                return
+            except StoreUnavailable as error:
+                if not error.busy or clock.monotonic() >= end:
+                    raise
+            process.Poll().wait(0.02)
+
     # ----------------------------------------------------------------------------- waking
 
     def open_waker(self) -> None:
+        self.waker_lost = False
         if self.waker is not None:
             if self.waker.fileno() >= 0:
                 self.poll.forget(self.waker.fileno())
@@ -654,6 +698,8 @@ class Supervisor:
             self.look_at = 0.0
             # every enqueue wakes us too: under load this must not become a statement each time
             self.cancel_at = min(self.cancel_at, now + _CANCEL_SOON) if self.running else FOREVER
+            # its connection broke: until the next renewal we poll
+            self.waker_lost = self.waker.kind == "poll"
 
 
 def signal_table() -> str:

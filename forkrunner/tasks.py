@@ -280,6 +280,9 @@ class Task(Generic[P, R]):
         """
         bound = self.bound
         overrides = {name: value for name, value in bound.items() if _OPTIONS.get(name, (None, False))[1]}
+        if self.policy()["at_most_once"]:
+            # in the row, for whoever rescues it may not know the task
+            overrides["at_most_once"] = True
         return Call(
             self.name,
             self.dump(args, kwargs, self.runner.settings.argument_limit),

@@ -192,7 +192,7 @@ def test_a_wrong_setting_is_said_when_it_is_first_needed():
 
 def test_current_job_is_none_outside_a_job_and_tells_inside(monkeypatch):
     assert current_job() is None
-    monkeypatch.setattr(module, "_current", None)
+    monkeypatch.setattr(module, "_running", None)
     id = new_id()
     module.enter(
         {"kind": "run", "id": id, "task": "convert", "queue": "default", "attempt": 2, "tries": 1, "grace": 5}

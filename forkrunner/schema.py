@@ -1,0 +1,168 @@
+"""The tables, as this release expects them. The migrations make them; a test compares the two.
+
+All names begin with `forkrunner_`, because the tables live in the application's own database, beside its
+`jobs` table and its `alembic_version`.
+
+CAUTION: a change here needs a new file in `migrations/versions/` and its number at the end of REVISIONS.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from .job import Outcome, State
+
+#: Every revision that was ever released, oldest first; a normal start compares the last one with the version
+#: table and so need not import Alembic.
+REVISIONS = ("0001",)
+REVISION = REVISIONS[-1]
+VERSION_TABLE = "forkrunner_version"
+
+STATES = tuple(state.value for state in State)
+OUTCOMES = tuple(outcome.value for outcome in Outcome)
+
+
+def to_text(moment: datetime) -> str:
+    """Write an aware moment as UTC text of a fixed width, so that text sorts as time does.
+
+    Raises: ValueError for a naive one, which could mean any moment.
+    """
+    if moment.tzinfo is not UTC:
+        if moment.tzinfo is None:
+            raise ValueError(f"expected an aware datetime, got the naive {moment!r}")
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="microseconds")[:26] + "Z"
+
+
+class Time(TypeDecorator[datetime]):
+    """An aware UTC datetime: timestamptz, or the text of `to_text` where the database has no such type."""
+
+    impl = sa.String(27)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(sa.TIMESTAMP(timezone=True))
+        return dialect.type_descriptor(sa.String(27))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return to_text(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if isinstance(value, str):
+            return datetime.fromisoformat(value)
+        # PostgreSQL answers in the time zone of the session, which is not ours to set
+        aware: datetime = value
+        return aware.astimezone(UTC)
+
+
+#: A UUID, native where there is one; canonical lower-case text in Python on both.
+ID: TypeEngine[str] = sa.String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
+
+
+def one_of(column: str, words: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(word) for word in words)})"
+
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "forkrunner_jobs",
+    metadata,
+    sa.Column("id", ID, primary_key=True),
+    sa.Column("task", sa.Text, nullable=False),
+    sa.Column("queue", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("run_at", Time, nullable=False),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("started_at", Time),
+    sa.Column("finished_at", Time),
+    # JSON as it was given, never parsed by the database: jsonb refuses some of it and costs on every insert
+    sa.Column("arguments", sa.Text, nullable=False),
+    sa.Column("result", sa.Text),
+    sa.Column("error", sa.Text),
+    sa.Column("options", sa.Text),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("crashes", sa.Integer, nullable=False),
+    sa.Column("supervisor", sa.Text),
+    sa.Column("cancel_at", Time),
+    sa.Column("cancel_reason", sa.Text),
+    sa.CheckConstraint(one_of("state", STATES), name="forkrunner_jobs_state"),
+    # room on the page for the new version of a row, and a vacuum before the dead ones outnumber the live
+    postgresql_with={
+        "fillfactor": 70,
+        "autovacuum_vacuum_scale_factor": 0.01,
+        "autovacuum_analyze_scale_factor": 0.01,
+    },
+)
+
+# Only live rows are in it, so that it stays small whatever the history holds. Written with OR: SQLite does not
+# prove `state IN ('pending', 'busy')` from `state = 'pending'`, and then reads the whole table.
+LIVE = "state = 'pending' OR state = 'busy'"
+sa.Index(
+    "forkrunner_jobs_live",
+    jobs.c.state,
+    jobs.c.priority.desc(),
+    jobs.c.run_at,
+    jobs.c.id,
+    # a supervisor of some queues passes over the rows of others without reading them
+    jobs.c.queue,
+    sqlite_where=sa.text(LIVE),
+    postgresql_where=sa.text(LIVE),
+)
+
+# No foreign key to the jobs: it would cost a row lock on every insert, and whoever deletes a job is the store.
+attempts = sa.Table(
+    "forkrunner_attempts",
+    metadata,
+    sa.Column("job_id", ID, primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("supervisor", sa.Text),
+    sa.Column("host", sa.Text),
+    sa.Column("pid", sa.Integer),
+    sa.Column("started_at", Time),
+    sa.Column("finished_at", Time),
+    sa.Column("exit_status", sa.Integer),
+    sa.Column("signal", sa.Text),
+    sa.Column("error_type", sa.Text),
+    sa.Column("error_message", sa.Text),
+    sa.Column("traceback", sa.Text),
+    sa.Column("stacks", sa.Text),
+    sa.Column("output_tail", sa.Text),
+    sa.Column("cpu_user_seconds", sa.Double),
+    sa.Column("cpu_system_seconds", sa.Double),
+    sa.Column("peak_memory_bytes", sa.BigInteger),
+    sa.CheckConstraint(one_of("outcome", OUTCOMES), name="forkrunner_attempts_outcome"),
+)
+
+supervisors = sa.Table(
+    "forkrunner_supervisors",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("pid_namespace", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("start_ticks", sa.BigInteger, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("slots", sa.Integer, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("started_at", Time, nullable=False),
+    sa.Column("lease_until", Time, nullable=False),
+)
+
+# Alembic's own table, declared only to be read; Alembic makes it.
+version = sa.table(VERSION_TABLE, sa.column("version_num", sa.String))
