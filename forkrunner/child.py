@@ -13,7 +13,7 @@ import os
 import sys
 
 from . import channel, process
-from .progress import begin, end
+from .progress import begin, end, told
 from .runner import enter
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: Separates what faulthandler wrote into the report file from the frame: no stack holds a NUL.
 REPORT_MARK = b"\0"
 _DONE = json.dumps({"kind": "outcome", "outcome": "done"}).encode()
-#: The commonest report of all, made before the fork.
+#: The commonest report of all, of a task that said and returned nothing; made before the fork.
 DONE_WITH_NULL = REPORT_MARK + channel.pack_raw(_DONE, b"null")
 #: Characters of a traceback and of a message in a report; what is longer would not fit into a header.
 _TRACEBACK_LIMIT = _MESSAGE_LIMIT = 64 * 1024
@@ -125,7 +125,7 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes) -> None:
         value = task.run(*args, **kwargs)
         if os.getpid() == me:
             frame = DONE_WITH_NULL
-            if value is not None:
+            if value is not None or told():
                 frame = REPORT_MARK + channel.pack_raw(_DONE, task.dump_result(value, place.result_limit).encode())
     except BaseException as error:  # noqa: BLE001 - how an attempt ends is judged here, and nowhere else
         if os.getpid() == me:

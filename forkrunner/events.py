@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LEVELS = ("debug", "info", "warning", "error")
+#: From this level on a line does not wait for the end of the loop's turn.
+_AT_ONCE = LEVELS.index("error")
 
 
 class Event(NamedTuple):
@@ -51,7 +53,7 @@ EVENTS: dict[str, Event] = {
 
 
 def _clean(value: Any) -> Any:
-    if isinstance(value, str):
+    if isinstance(value, str) and not value.isprintable():
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
     return value
 
@@ -62,6 +64,7 @@ class Log:
     def __init__(self, level: str = "info", form: str = "text") -> None:
         self.lowest = LEVELS.index(level)
         self.form = form
+        self._lines: list[str] = []
         #: Called with (name, fields) of every event, whatever its level.
         self.observers: list[Callable[[str, dict[str, Any]], None]] = []
 
@@ -77,10 +80,20 @@ class Log:
         else:
             words = event.text.format(**{key: _clean(value) for key, value in fields.items()})
             line = f"{now:%Y-%m-%d %H:%M:%S} {event.level.upper():7} {words}"
+        self._lines.append(line)
+        if LEVELS.index(event.level) >= _AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was said since the last time: a loop calls it once a turn, not once a line."""
+        if not self._lines:
+            return
         try:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the log
+            sys.stderr.write("\n".join(self._lines) + "\n")
+            sys.stderr.flush()
         except (OSError, ValueError):
             pass  # nobody reads it any more; the jobs are more important
+        self._lines.clear()
 
 
 def table() -> str:

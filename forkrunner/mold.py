@@ -51,7 +51,7 @@ _FACTS = (
     '{"id":"%s","attempt":%d,"pid":%d,"started":%r,"finished":%r,'
     '"cpu_user":%r,"cpu_system":%r,"peak":%d,'
 )
-_DONE = '"kind":"ended","outcome":"done","exit_status":0}'
+_DONE = '"kind":"ended","outcome":"done","exit_status":0,"progress":false}'
 
 
 def main() -> None:

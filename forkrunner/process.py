@@ -239,9 +239,7 @@ class Deaths:
         _set_handler(signal.SIGCHLD, 0)  # if it is ignored, exit statuses are lost
         _set_mask(signal.SIG_SETMASK, _ALL_SIGNALS, None)
         if LINUX:
-            wanted = ctypes.create_string_buffer(128)
-            bit = signal.SIGCHLD - 1
-            wanted[bit // 8] = 1 << bit % 8
+            wanted = ctypes.create_string_buffer((1 << signal.SIGCHLD - 1).to_bytes(128, "little"), 128)
             self._fd: int = _libc.signalfd(-1, wanted, os.O_NONBLOCK | os.O_CLOEXEC)
         else:  # a handler, and the child has a pipe more that it does not know of
             unblock()

@@ -144,6 +144,11 @@ def begin(job: dict[str, Any], settings: dict[str, Any]) -> None:
     _job = (job, settings) if settings else None
 
 
+def told() -> bool:
+    """In a child: whether the job has said anything, which then is somewhere."""
+    return _sender is not None
+
+
 def end() -> None:
     """In a child: send what is still held back."""
     if _sender is not None:

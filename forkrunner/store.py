@@ -604,7 +604,7 @@ class Store:
             self._make_beside()
             self._caller_checked = True
         if isinstance(self._database, SQLite):
-            raw = found.connection.driver_connection
+            raw: Any = found.connection.driver_connection
             # sqlite3 begins a transaction by itself before INSERT, but not before the WITH of ours: as the first
             # statement of the caller's transaction it would be committed at once
             if getattr(raw, "isolation_level", None) is not None and not raw.in_transaction:
@@ -1072,7 +1072,7 @@ class Store:
                 raise StoreUnavailable(f"{database}: all connections of this process are in use") from full
             except exc.DBAPIError as failed:
                 error = database.error_of(failed)
-                if error.busy and clock.monotonic() < patience:
+                if isinstance(error, StoreUnavailable) and error.busy and clock.monotonic() < patience:
                     pause(0.01)
                 elif failed.connection_invalidated and not fresh and (repeat or not begun):
                     fresh = True

@@ -167,8 +167,10 @@ class Supervisor:
                     self.pass_on_cancels(now)
                 self.proceed_with_stopping(now)
                 self.send(now)
+                self.log.flush()
         finally:
             self.shut_down()
+            self.log.flush()
 
     def boot(self) -> None:
         """Start the mold, learn the application's settings, take a lease, say so."""
@@ -196,6 +198,7 @@ class Supervisor:
             pid=os.getpid(),
             wake=self.waker.kind if self.waker else "poll",
         )
+        self.log.flush()
 
     def shut_down(self) -> None:
         """Leave no process, no lease and no file behind, as far as that is in our hands."""
@@ -409,6 +412,8 @@ class Supervisor:
         if run is None:
             return  # told twice, or given back meanwhile
         claim = run.claim
+        if facts.get("progress", True):  # unless it is known to have said nothing
+            self.progress.drop(claim.id)
         attempt = Attempt(
             job_id=claim.id,
             attempt=claim.attempt,
@@ -463,7 +468,6 @@ class Supervisor:
     def report(self, ending: Ending, written: bool) -> None:
         """Tell how an attempt ended, after that was written."""
         attempt = ending.attempt
-        self.progress.drop(attempt.job_id)
         seconds = 0.0
         if attempt.started_at and attempt.finished_at:
             seconds = (attempt.finished_at - attempt.started_at).total_seconds()
@@ -524,7 +528,8 @@ class Supervisor:
             self.cancel_at = min(self.cancel_at, now + _CANCEL_EVERY)
         if free:
             self.look_at = 0.0 if len(claims) == free else self.next_look()
-        self.last_turn = clock.monotonic()
+        # its beginning: a turn that took long has gathered enough meanwhile
+        self.last_turn = now
 
     def next_look(self) -> float:
         """Say when to look for due jobs again if nothing wakes us; all that was due is ours."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Coroutine
 
 from forkrunner import arguments, units
 from forkrunner.errors import ArgumentError, ConfigError, EnqueueError, ForkrunnerError, TaskNotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from datetime import datetime, timedelta
     from typing import Any, Generic, ParamSpec, Self, TypeVar
 
@@ -376,13 +375,8 @@ class Task(Generic[P, R]):
             import asyncio  # noqa: F401 - to be there when the job starts
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function as a job does: what an async one returns is run to its end."""
-        result = self.function(*args, **kwargs)
-        if isinstance(result, Coroutine):
-            import asyncio
-
-            return asyncio.run(result)
-        return result
+        """Call the function as a job does."""
+        return self.function(*args, **kwargs)
 
     def dump_result(self, value: Any, limit: int) -> str:
         """Return what the function returned as JSON text of at most `limit` bytes.
@@ -416,6 +410,12 @@ class AsyncTask(Task[P, R]):
     if TYPE_CHECKING:
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...  # type: ignore[override]
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the coroutine to its end."""
+        import asyncio
+
+        return asyncio.run(self.function(*args, **kwargs))
 
 
 class Call(Generic[R]):
