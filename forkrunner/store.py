@@ -25,7 +25,6 @@ Measured on 2 cores, Python 3.11, a turn of 16 endings and 16 claims with 10,000
 
 from __future__ import annotations
 
-import functools
 import itertools
 import operator
 import os
@@ -46,7 +45,8 @@ from . import clock
 from .database import BARE, PATIENCE, Database, PostgreSQL, Silent, SQLite, pause
 from .errors import EnqueueError, JobNotFound, JobStateError, SchemaError, StoreError, StoreUnavailable
 from .job import Attempt, Claim, Ending, New, Next, Outcome, Row, State, SupervisorRow
-from .schema import ID, REVISION, REVISIONS, attempts, jobs, supervisors, to_text, version
+from .schema import REVISION, REVISIONS, jobs, supervisors, to_text, version
+from .statements import ATTEMPT, CHANNEL, CLAIM, JOB, SUPERVISOR, Statements
 
 T = TypeVar("T")
 #: Id of a job and number of its attempt.
@@ -58,8 +58,6 @@ Rows = list[Row]
 Supervisors = list[SupervisorRow]
 Requests = list[tuple[str, int, str | None]]
 Ids = list[str]
-
-CHANNEL = "forkrunner"
 
 # Bytes of UTF-8 of what an outcome may bring along.
 _LIMITS = {
@@ -84,324 +82,9 @@ _CHUNK = 1000
 _MIGRATION_LOCK = 0x666F726B
 
 
-# --------------------------------------------------------------------------------------- statements
-
-_JOB = tuple(column.name for column in jobs.columns)
-_ATTEMPT = tuple(column.name for column in attempts.columns)
-_attempt_values = operator.attrgetter(*_ATTEMPT)
-_CLAIM = (jobs.c.id, jobs.c.task, jobs.c.queue, jobs.c.attempt, jobs.c.tries, jobs.c.crashes, jobs.c.arguments,
-          jobs.c.options, jobs.c.created_at, jobs.c.started_at, jobs.c.supervisor)  # fmt: skip
-
-# As literals: only from these can a database prove that the index of live rows has what is asked for.
-_PENDING = sa.literal_column("'pending'", sa.Text)
-_BUSY = sa.literal_column("'busy'", sa.Text)
-_CANCELLED = sa.literal_column("'cancelled'", sa.Text)
-_ZERO = sa.literal_column("0", sa.Integer)
-
-
-class _Statements:
-    """The statements, built once for each kind of database. Parameters: `batch` (JSON), `now`, and by name."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-
-    @functools.cached_property
-    def enqueue(self) -> sa.Executable:
-        database = self.database
-        fresh = _columns(jobs, "id", "task", "queue", "arguments", "priority", "run_at", "options")
-        batch = database.unpack([*fresh, sa.Column("delay", sa.Double)])
-        values = {
-            **{column.name: batch.c[column.name] for column in fresh},
-            "run_at": sa.func.coalesce(batch.c.run_at, database.later(database.now, batch.c.delay)),
-            "state": _PENDING,
-            "created_at": database.now,
-            "attempt": _ZERO,
-            "tries": _ZERO,
-            "crashes": _ZERO,
-        }
-        # WHERE, because after a bare FROM SQLite takes ON for the beginning of a join
-        rows = sa.select(*values.values()).select_from(batch).where(batch.c.id.is_not(None))
-        insert = database.insert(jobs).from_select(list(values), rows, include_defaults=False)
-        # the same call again, after an error that left open whether it was committed, changes nothing
-        return insert.on_conflict_do_nothing(index_elements=[jobs.c.id])  # type: ignore[no-any-return]
-
-    @functools.cached_property
-    def enqueue_and_notify(self) -> sa.Executable:
-        fresh = self.enqueue.returning(jobs.c.queue).cte("fresh")  # type: ignore[attr-defined]
-        queues = sa.select(fresh.c.queue).distinct().subquery("queues")
-        return sa.select(sa.func.pg_notify(CHANNEL, queues.c.queue))
-
-    # The one hard statement. Two supervisors ask at once:
-    #
-    # - FOR UPDATE SKIP LOCKED lets each pass over the rows that the other is about to mark, so neither waits and no
-    #   row goes to both. (SQLite has no such thing and needs none: BEGIN IMMEDIATE lets in one at a time.)
-    # - The rows are chosen in a materialized CTE of their own. With `UPDATE … WHERE id IN (SELECT … LIMIT 5 FOR
-    #   UPDATE SKIP LOCKED)` the planner may run the subquery once for each row: 2,000 rows were claimed for 5.
-    # - READ COMMITTED (see `begin`): under REPEATABLE READ the second of two gets a serialization error.
-    # - The index forkrunner_jobs_live yields them in order, so LIMIT ends the search, in 0.2 ms for 16 of 10,000.
-    #   Rows that are not due yet, or of another queue, are passed over within the index: with 30,000 of them
-    #   before the end a claim takes 2.4 ms (SQLite 9 ms), so do not schedule millions of jobs months ahead.
-    # - Whoever has lost its row in forkrunner_supervisors gets nothing: its claims would be taken for
-    #   orphans at once, and run twice.
-    def _picked(self, queues: bool) -> sa.CTE:
-        own = sa.exists().where(supervisors.c.id == sa.bindparam("supervisor", type_=sa.Text))
-        rows = sa.select(jobs.c.id).where(jobs.c.state == _PENDING, jobs.c.run_at <= self.database.now, own)
-        if queues:
-            rows = rows.where(_in_queues())
-        rows = rows.order_by(jobs.c.priority.desc(), jobs.c.run_at, jobs.c.id)
-        rows = rows.limit(sa.bindparam("limit", type_=sa.Integer))
-        return rows.with_for_update(skip_locked=True, of=jobs).cte("picked").prefix_with("MATERIALIZED")
-
-    def _claim(self, queues: bool) -> Any:
-        picked = self._picked(queues)
-        return (
-            sa.update(jobs)
-            .where(jobs.c.id == picked.c.id)
-            .values(
-                state=_BUSY,
-                supervisor=sa.bindparam("supervisor", type_=sa.Text),
-                attempt=jobs.c.attempt + sa.literal_column("1", sa.Integer),
-                started_at=self.database.now,
-            )
-            .returning(*_CLAIM, jobs.c.priority, jobs.c.run_at)
-        )
-
-    @functools.cached_property
-    def claim(self) -> Any:
-        return self._claim(False)
-
-    @functools.cached_property
-    def claim_of_queues(self) -> Any:
-        return self._claim(True)
-
-    def _fence(self, batch: sa.CTE) -> sa.ColumnElement[bool]:
-        return sa.and_(
-            jobs.c.id == batch.c.job_id,
-            jobs.c.attempt == batch.c.attempt,
-            jobs.c.state == _BUSY,
-            jobs.c.supervisor == batch.c.supervisor,
-        )
-
-    def _end(self, batch: sa.CTE) -> Any:
-        now = self.database.now
-        again = batch.c.state == _PENDING
-        # a cancel that came while the attempt was ending wins over another try
-        cancelled = sa.and_(again, jobs.c.cancel_at.is_not(None))
-        return (
-            sa.update(jobs)
-            .where(self._fence(batch))
-            .values(
-                state=sa.case((cancelled, _CANCELLED), else_=batch.c.state),
-                supervisor=sa.null(),
-                tries=batch.c.tries,
-                crashes=batch.c.crashes,
-                run_at=sa.case((again, self.database.later(now, batch.c.delay)), else_=jobs.c.run_at),
-                finished_at=sa.case(
-                    (sa.and_(again, jobs.c.cancel_at.is_(None)), sa.null()),
-                    else_=sa.func.coalesce(batch.c.finished_at, now),
-                ),
-                result=batch.c.result,
-                error=sa.case(
-                    (cancelled, sa.func.coalesce(jobs.c.cancel_reason, batch.c.error, _CANCELLED)),
-                    else_=batch.c.error,
-                ),
-            )
-            .returning(jobs.c.id, jobs.c.attempt)
-        )
-
-    def _note(self, batch: sa.CTE, ended: sa.FromClause, on: sa.ColumnElement[bool]) -> Any:
-        rows = sa.select(*(batch.c[name] for name in _ATTEMPT)).select_from(batch.join(ended, on))
-        return self.database.insert(attempts).from_select(_ATTEMPT, rows).on_conflict_do_nothing()
-
-    @functools.cached_property
-    def end(self) -> Any:
-        """Write what becomes of the rows: arrows c, d, e, g of job.py."""
-        return self._end(self.database.unpack([*_columns(attempts, *_FENCE), *_ENDING]))
-
-    @functools.cached_property
-    def note(self) -> Any:
-        """Write down the attempts of the rows that `end`, sent next in the same transaction, will end."""
-        batch = self.database.unpack(attempts.c)
-        return self._note(batch, jobs, self._fence(batch))
-
-    @functools.cached_property
-    def end_and_note(self) -> Any:
-        """Do both in one statement, where a WITH may write: `note` takes what `end` returns."""
-        columns = {column.name: column for column in (*attempts.c, *_ENDING)}
-        batch = self.database.unpack(columns.values())
-        ended = self._end(batch).cte("ended")
-        on = sa.and_(ended.c.id == batch.c.job_id, ended.c.attempt == batch.c.attempt)
-        return sa.select(ended.c.id, ended.c.attempt).add_cte(self._note(batch, ended, on).cte("noted"))
-
-    @functools.cached_property
-    def result(self) -> Any:
-        """Add the result to a row that the same transaction has ended."""
-        own = sa.and_(jobs.c.id == sa.bindparam("job", type_=ID), jobs.c.attempt == sa.bindparam("number"))
-        return sa.update(jobs).where(own).values(result=sa.bindparam("text", type_=sa.Text))
-
-    @functools.cached_property
-    def release(self) -> Any:
-        batch = self.database.unpack(_columns(attempts, "job_id", "attempt"))
-        # what `started_at` was before the claim is in the attempt before it
-        before = sa.select(attempts.c.started_at).where(
-            attempts.c.job_id == jobs.c.id,
-            attempts.c.attempt == jobs.c.attempt - sa.literal_column("1", sa.Integer),
-        )
-        return (
-            sa.update(jobs)
-            .where(
-                jobs.c.id == batch.c.job_id,
-                jobs.c.attempt == batch.c.attempt,
-                jobs.c.state == _BUSY,
-                jobs.c.supervisor == sa.bindparam("supervisor", type_=sa.Text),
-            )
-            .values(
-                state=_PENDING,
-                supervisor=sa.null(),
-                attempt=jobs.c.attempt - sa.literal_column("1", sa.Integer),
-                started_at=before.scalar_subquery(),
-            )
-            # counted by what comes back: sqlite3 knows no row count of what begins with WITH
-            .returning(jobs.c.id)
-        )
-
-    def _due(self, queues: bool) -> Any:
-        # From one priority to the next, each with a look at the first row in the index: min(run_at) alone reads
-        # everything that is scheduled, 3.5 ms for 10,000 rows, and supervisors ask many times a second.
-        pending = sa.select(sa.func.max(jobs.c.priority).label("priority")).where(jobs.c.state == _PENDING)
-        found = pending.cte("found", recursive=True)
-        lower = pending.where(jobs.c.priority < found.c.priority).correlate(found).scalar_subquery()
-        found = found.union_all(sa.select(lower).where(found.c.priority.is_not(None)))
-        first = sa.select(sa.func.min(jobs.c.run_at)).where(
-            jobs.c.state == _PENDING, jobs.c.priority == found.c.priority, *([_in_queues()] if queues else [])
-        )
-        return sa.select(
-            sa.func.min(first.correlate(found).scalar_subquery()), self.database.now
-        ).select_from(found)
-
-    @functools.cached_property
-    def due(self) -> Any:
-        return self._due(False)
-
-    @functools.cached_property
-    def due_of_queues(self) -> Any:
-        return self._due(True)
-
-    @functools.cached_property
-    def busy(self) -> Any:
-        mine = jobs.c.supervisor == sa.bindparam("supervisor", type_=sa.Text)
-        return sa.select(jobs.c.id, jobs.c.attempt).where(jobs.c.state == _BUSY, mine)
-
-    @functools.cached_property
-    def cancel_requests(self) -> Any:
-        return self.busy.add_columns(jobs.c.cancel_reason).where(jobs.c.cancel_at.is_not(None))
-
-    @functools.cached_property
-    def register(self) -> Any:
-        values: dict[str, Any] = {name: sa.bindparam(name) for name in _SUPERVISOR}
-        values["started_at"] = self.database.now
-        values["lease_until"] = self._lease
-        insert = self.database.insert(supervisors).values(values)
-        return insert.on_conflict_do_update(
-            index_elements=[supervisors.c.id], set_={"lease_until": self._lease}
-        )
-
-    @property
-    def _lease(self) -> sa.ColumnElement[Any]:
-        return self.database.later(self.database.now, sa.bindparam("lease", type_=sa.Double))
-
-    @functools.cached_property
-    def renew(self) -> Any:
-        own = supervisors.c.id == sa.bindparam("supervisor", type_=sa.Text)
-        return sa.update(supervisors).where(own).values(lease_until=self._lease)
-
-    @functools.cached_property
-    def deregister(self) -> Any:
-        return sa.delete(supervisors).where(supervisors.c.id == sa.bindparam("supervisor", type_=sa.Text))
-
-    @functools.cached_property
-    def expire(self) -> Any:
-        dead = supervisors.c.id.in_(sa.bindparam("dead", expanding=True, type_=sa.Text))
-        over = supervisors.c.lease_until < self.database.now
-        return sa.delete(supervisors).where(sa.or_(over, dead)).returning(supervisors.c.id)
-
-    @functools.cached_property
-    def orphans(self) -> Any:
-        held = sa.exists().where(supervisors.c.id == jobs.c.supervisor)
-        # in no order: the history, not the index of live rows, has them in that of their ids
-        return (
-            sa.select(*_CLAIM)
-            .where(jobs.c.state == _BUSY, ~held)
-            .limit(sa.bindparam("limit", type_=sa.Integer))
-        )
-
-    @functools.cached_property
-    def get(self) -> Any:
-        rows = sa.select(*jobs.c, *attempts.c).outerjoin_from(jobs, attempts, attempts.c.job_id == jobs.c.id)
-        return rows.where(jobs.c.id == sa.bindparam("id", type_=ID)).order_by(attempts.c.attempt)
-
-    @functools.cached_property
-    def counts(self) -> Any:
-        return sa.select(jobs.c.queue, jobs.c.state, sa.func.count()).group_by(jobs.c.queue, jobs.c.state)
-
-    @functools.cached_property
-    def cancel(self) -> Any:
-        now, reason = self.database.now, sa.bindparam("reason", type_=sa.Text)
-        pending = jobs.c.state == _PENDING
-        return (
-            sa.update(jobs)
-            .where(jobs.c.id == sa.bindparam("job", type_=ID), sa.or_(pending, jobs.c.state == _BUSY))
-            .values(
-                state=sa.case((pending, _CANCELLED), else_=jobs.c.state),
-                finished_at=sa.case((pending, now), else_=jobs.c.finished_at),
-                error=sa.case((pending, sa.func.coalesce(reason, _CANCELLED)), else_=jobs.c.error),
-                # the first to ask is the one on record
-                cancel_at=sa.func.coalesce(jobs.c.cancel_at, now),
-                cancel_reason=sa.func.coalesce(jobs.c.cancel_reason, reason),
-            )
-            .returning(jobs.c.state)
-        )
-
-    @functools.cached_property
-    def retry(self) -> Any:
-        live = sa.or_(jobs.c.state == _PENDING, jobs.c.state == _BUSY)
-        cleared = ("finished_at", "result", "error", "cancel_at", "cancel_reason")
-        return (
-            sa.update(jobs)
-            .where(jobs.c.id == sa.bindparam("job", type_=ID), ~live)
-            .values(
-                state=_PENDING,
-                run_at=self.database.now,
-                tries=_ZERO,
-                crashes=_ZERO,
-                **dict.fromkeys(cleared, sa.null()),
-            )
-            .returning(jobs.c.queue)
-        )
-
-    @functools.cached_property
-    def state(self) -> Any:
-        return sa.select(jobs.c.state).where(jobs.c.id == sa.bindparam("job", type_=ID))
-
-
-# Of an ending: what it names its row by, and what it says of it.
-_FENCE = ("job_id", "attempt", "supervisor", "finished_at")
-_ENDING = (
-    *(jobs.c[name] for name in ("state", "tries", "crashes", "result", "error")),
-    sa.Column("delay", sa.Double),
-)
-_SUPERVISOR = ("id", "host", "boot_id", "pid_namespace", "pid", "start_ticks", "target", "slots", "version")
-
-
-def _columns(table: sa.Table, *names: str) -> list[sa.Column[Any]]:
-    return [table.c[name] for name in names]
-
-
-def _in_queues() -> sa.ColumnElement[bool]:
-    return jobs.c.queue.in_(sa.bindparam("queues", expanding=True, type_=sa.Text))
-
-
 # ----------------------------------------------------------------------------------------- batches
+
+_attempt_values = operator.attrgetter(*ATTEMPT)
 
 
 def _clean(text: str | None, limit: int | None = None, tail: bool = False) -> str | None:
@@ -441,7 +124,7 @@ def _ending(ending: Ending) -> dict[str, Any]:
         row["result"] = _clean(ending.result)
     if ending.error is not None:
         row["error"] = _clean(ending.error, _LIMITS["error"])
-    for name, value in zip(_ATTEMPT, _attempt_values(attempt), strict=True):
+    for name, value in zip(ATTEMPT, _attempt_values(attempt), strict=True):
         if value is None:
             continue
         kind = type(value)
@@ -488,7 +171,7 @@ def _pack(rows: list[dict[str, Any]]) -> str:
 
 def _claims(rows: Sequence[sa.Row[Any]]) -> Claims:
     # RETURNING has no order: here it is that of the index
-    width = len(_CLAIM)
+    width = len(CLAIM)
     ordered = sorted(rows, key=lambda row: (-row.priority, row.run_at, row.id))
     return [Claim(*row[:width]) for row in ordered]
 
@@ -525,7 +208,7 @@ class Store:
         self.notify = notify
         self.role = role
         self._database: Database = kind(parsed, role, timeout)
-        self._statements = _Statements(self._database)
+        self._statements = Statements(self._database)
         self._lock = threading.RLock()
         self._engine: Engine | None = None
         #: Closes the engine: by `close`, when the store is collected, or at the end of the process.
@@ -786,7 +469,7 @@ class Store:
 
     def register(self, row: SupervisorRow, lease: float) -> None:
         """Insert a supervisor's row with a lease of that many seconds; if it is there, prolong it."""
-        parameters = {name: getattr(row, name) for name in _SUPERVISOR}
+        parameters = {name: getattr(row, name) for name in SUPERVISOR}
         self._run(
             lambda connection: connection.execute(self._statements.register, parameters | self._lease(lease))
         )
@@ -808,7 +491,7 @@ class Store:
 
     def supervisors(self) -> Supervisors:
         """Return all supervisors that have a row, the oldest first."""
-        columns = [supervisors.c[name] for name in (*_SUPERVISOR, "started_at", "lease_until")]
+        columns = [supervisors.c[name] for name in (*SUPERVISOR, "started_at", "lease_until")]
         statement = sa.select(*columns).order_by(supervisors.c.started_at, supervisors.c.id)
         return [
             SupervisorRow(*row) for row in self._read(lambda connection: connection.execute(statement).all())
@@ -1126,5 +809,5 @@ def _attempt(row: Sequence[Any]) -> Attempt:
 
 
 def _row(row: Sequence[Any], ended: tuple[Attempt, ...] = ()) -> Row:
-    values = dict(zip(_JOB, row, strict=False))
+    values = dict(zip(JOB, row, strict=False))
     return Row(**values | {"state": State(values["state"])}, attempts=ended)

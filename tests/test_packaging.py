@@ -27,7 +27,7 @@ SOURCES = {
 
 #: Library → the only modules that may import it, at any level (DESIGN section 6, rule 13).
 LIBRARIES = {
-    "sqlalchemy": {"schema", "store", "database", "wake", "migrations"},
+    "sqlalchemy": {"schema", "store", "statements", "database", "wake", "migrations"},
     "alembic": {"schema", "store", "migrations"},
     "psycopg": {"store", "database", "wake"},
     "pymemcache": {"progress"},
@@ -59,7 +59,7 @@ FUNCTIONS = {
 FLOORS = [
     {"errors", "clock", "units", "job"},
     {"config", "events", "tasks", "arguments", "typed", "children", "channel", "verdict", "outage"},
-    {"process", "schema", "migrations", "database", "store", "wake", "progress", "mail"},
+    {"process", "schema", "migrations", "database", "statements", "store", "wake", "progress", "mail"},
     {"application", "child", "mold", "link", "lease", "supervisor", "runner"},
     {"cli", "invocation", "terminal", "wsgi", "testing", "__main__"},
 ]
