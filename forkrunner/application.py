@@ -11,7 +11,7 @@ import gc
 import sys
 
 from . import process
-from .child import Place
+from .child import Place, rehearse
 from .errors import TargetError
 
 TYPE_CHECKING = False
@@ -95,8 +95,10 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int]) -> Place
     process.report_stacks_to(place.report_fd)
     process.line_buffered()
     process.flush_all()
+    rehearse(place)
     # frozen objects are not visited by the children's collections, which would copy their pages
     gc.collect()
+    process.trim_memory()
     gc.freeze()
     return place
 

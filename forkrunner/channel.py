@@ -1,8 +1,9 @@
 """Messages between supervisor, mold and child: framing only, no system call.
 
-A frame is three little-endian 32-bit numbers (length of the header, length of the
-body, CRC-32 of both), the header (a JSON object with a `kind`) and the body (bytes
-that are passed on unread: arguments down, results up). Who says what, in order:
+A frame is the lengths of header and body (two numbers of eight hexadecimal digits, a line
+end), the header (a JSON object with a `kind`) and the body (bytes that are passed on unread:
+arguments down, results up). No checksum and no struct: neither a socket nor a file in memory
+flips bits, and each module here is in the memory that every fork copies. Who says what, in order:
 
 supervisor → mold    `boot` once, first · `run` (body: arguments) · `kill` one attempt ·
                      `lease` (until when its children may live) · `end` (finish or kill all, then exit)
@@ -15,8 +16,6 @@ child → mold         `outcome`, once, into a file that the mold reads when the
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 
     Header = dict[str, Any]
 
-_SIZES = struct.Struct("<III")
+#: Length of what stands before the header.
+_START = 18
 #: json.loads without its regular expressions for white space, of which we write none.
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 #: A header longer than this is not ours.
@@ -42,25 +42,47 @@ def pack(header: Header, body: bytes = b"") -> bytes:
 
 def pack_raw(head: bytes, body: bytes) -> bytes:
     """Frame a header that is JSON already: a child's commonest words are made before the fork."""
-    return _SIZES.pack(len(head), len(body), zlib.crc32(body, zlib.crc32(head))) + head + body
+    return b"%08x %08x\n%b%b" % (len(head), len(body), head, body)
+
+
+def _sizes(data: bytes | bytearray) -> tuple[int, int]:
+    """Return where the header of a frame ends, and where its body does."""
+    try:
+        head, body = int(data[:8], 16), int(data[9:17], 16)
+    except ValueError:
+        head = _LONGEST_HEADER
+    if head >= _LONGEST_HEADER or data[8:9] != b" " or data[17:18] != b"\n":
+        raise Garbled(f"expected the sizes of a frame, got {bytes(data[:_START])!r}")
+    return _START + head, _START + head + body
 
 
 def unpack(data: bytes) -> tuple[Header, bytes] | None:
-    """Read the one frame that `data` must be; None if it is not whole."""
-    if len(data) < _SIZES.size:
+    """Read the one frame that `data` must be; None if it is not whole.
+
+    Raises:
+        Garbled: it is no frame.
+    """
+    if len(data) < _START:
         return None
-    head, body, crc = _SIZES.unpack_from(data)
-    if len(data) != _SIZES.size + head + body or zlib.crc32(data[_SIZES.size :]) != crc:
-        return None
-    header, _ = _scan(data[_SIZES.size : _SIZES.size + head].decode(), 0)
-    return header, data[_SIZES.size + head :]
+    head, end = _sizes(data)
+    return None if len(data) != end else (_read(data[_START:head]), data[head:])
+
+
+def _read(head: bytes) -> Header:
+    try:
+        header, _ = _scan(head.decode(), 0)
+    except (ValueError, StopIteration):
+        header = None
+    if not isinstance(header, dict):
+        raise Garbled("a header is no JSON object")
+    return header
 
 
 class Inbox:
-    """Collects bytes of a stream and yields whole frames.
+    """Collects bytes of a stream and yields whole messages.
 
     Raises:
-        Garbled: a checksum or length is wrong; the stream cannot be read any further.
+        Garbled: what came is no frame; the stream cannot be read any further.
     """
 
     def __init__(self) -> None:
@@ -69,24 +91,11 @@ class Inbox:
     def feed(self, data: bytes) -> None:
         self._data += data
 
-    def raw(self) -> Iterator[bytes]:
-        """Yield whole frames unread, to be handed on or given to `unpack`."""
-        while len(self._data) >= _SIZES.size:
-            head, body, crc = _SIZES.unpack_from(self._data)
-            end = _SIZES.size + head + body
-            if head > _LONGEST_HEADER:
-                raise Garbled(f"a header of {head} bytes")
+    def __iter__(self) -> Iterator[tuple[Header, bytes]]:
+        while len(self._data) >= _START:
+            head, end = _sizes(self._data)
             if len(self._data) < end:
                 return
-            frame = bytes(self._data[:end])
+            message = _read(bytes(self._data[_START:head])), bytes(self._data[head:end])
             del self._data[:end]
-            if zlib.crc32(frame[_SIZES.size :]) != crc:
-                raise Garbled("a checksum does not match")
-            yield frame
-
-    def __iter__(self) -> Iterator[tuple[Header, bytes]]:
-        for frame in self.raw():
-            message = unpack(frame)
-            if message is None:
-                raise Garbled("a frame does not match its sizes")
             yield message

@@ -18,7 +18,7 @@ from .runner import enter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
 
     from .runner import Runner
@@ -39,7 +39,7 @@ class Place:
     """What every child of a mold needs to know; made once, before the forks."""
 
     def __init__(self, runner: Runner, reserved: process.Reserved) -> None:
-        self.runner = runner
+        self.tasks: Mapping[str, Any] = runner.tasks
         self.mold = os.getpid()
         self.reserved = reserved
         #: Fixed numbers of the child's own descriptors: faulthandler was pointed at the second.
@@ -114,7 +114,7 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes) -> None:
     """Load the arguments, call the task, judge how it went, report."""
     process.title(f"job {job['id']} {job['task']} attempt {job['attempt']}")
     me = os.getpid()
-    task = place.runner.tasks[job["task"]]
+    task = place.tasks[job["task"]]
     if "memory" in job:
         process.limit_memory(job["memory"])
     enter(job)
@@ -138,6 +138,30 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes) -> None:
     end()
     while frame:
         frame = frame[os.write(place.report_fd, frame) :]
+
+
+def rehearse(place: Place) -> None:
+    """Do in the mold, many times, what each child does once.
+
+    The interpreter fills caches in the code that it runs often; filled before the fork
+    they are not copied in each child. Measured: 30 of 210 pages.
+    """
+    stage = object.__new__(Place)
+    stage.__dict__ = place.__dict__ | {"tasks": {"rehearsal": _Nothing()}, "report_fd": os.open(os.devnull, os.O_WRONLY)}
+    for _ in range(30):
+        _attempt(stage, {"id": "", "task": "rehearsal", "attempt": 0}, b"{}")
+    os.close(stage.report_fd)
+    enter(None)
+
+
+class _Nothing:
+    """A task that does nothing."""
+
+    def load(self, text: str) -> tuple[tuple[()], dict[str, Any]]:
+        return (), {}
+
+    def run(self) -> None:
+        pass
 
 
 def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _CODE = "from forkrunner.mold import main; main()"
 _CHUNK = 1 << 18
+_ENVIRONMENT = {"LD_BIND_NOW": "1"}
 
 
 class MoldLink:
@@ -31,9 +32,11 @@ class MoldLink:
         #: The application is imported, and its tasks are known.
         self.up = False
         argv = [sys.executable, "-c", _CODE, str(theirs.fileno()), str(os.getpid())]
-        self.pid = process.spawn(argv, dict(os.environ), [theirs.fileno(), *keep])
+        # else each child looks up anew each function of a library that it calls; not for the jobs' own programs
+        extra = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+        self.pid = process.spawn(argv, os.environ | extra, [theirs.fileno(), *keep])
         theirs.close()
-        self.tell(boot | {"kind": "boot"})
+        self.tell(boot | {"kind": "boot", "unset": list(extra)})
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -7,7 +7,6 @@ No decision is taken here. Linux first: what another system lacks (prctl, memfd,
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import resource
 import select
@@ -29,6 +28,8 @@ _prctl = _libc.prctl if LINUX else None
 _set_handler = sys.modules["_signal"].signal
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
+#: As fcntl.F_SETFL; that module is not in the memory that a child copies.
+_F_SETFL = 4
 #: FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
 _PUNCH_HOLE = 2 | 1
 
@@ -328,7 +329,7 @@ def scratch_file(name: str) -> int:
         fd, path = tempfile.mkstemp(prefix=name)
         os.unlink(path)
     # append: the file can be cut from outside while the job goes on writing
-    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND | os.O_RDWR)
+    _libc.fcntl(fd, _F_SETFL, os.O_APPEND | os.O_RDWR)
     return fd
 
 
@@ -453,6 +454,12 @@ def resident_peak() -> int:
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * 1024 if LINUX else peak
+
+
+def trim_memory() -> None:
+    """Give free memory back to the system: what is not there need not be copied."""
+    if LINUX and hasattr(_libc, "malloc_trim"):  # musl has none
+        _libc.malloc_trim(0)
 
 
 def shared_at_fork() -> int:
@@ -591,6 +598,8 @@ class LifeLock:
     """
 
     def __init__(self, path: str) -> None:
+        import fcntl
+
         self.path = path
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -609,6 +618,8 @@ class LifeLock:
     @staticmethod
     def free(path: str) -> bool:
         """Say whether the family that locked `path` is gone; False if there is no such file to prove it."""
+        import fcntl
+
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:

@@ -128,8 +128,8 @@ def current_job() -> CurrentJob | None:
     return None if job is None else CurrentJob(job["id"], job["task"], job["queue"], job["attempt"], job["tries"])
 
 
-def enter(job: Mapping[str, Any]) -> None:
-    """In a child: from now on this process runs `job`."""
+def enter(job: Mapping[str, Any] | None) -> None:
+    """In a child: from now on this process runs `job`; None: no job any more."""
     global _running
     _running = job
 

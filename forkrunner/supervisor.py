@@ -220,10 +220,12 @@ class Supervisor:
 
     def next_due(self) -> float:
         rows = min(self.renew_at, self.rescue_at, self.turn_due(), self.cancel_at)
-        due = min(self.stop_at, max(rows, self.outage.retry_at))
+        stop = self.stop_at + _LAST_WRITES if self.killed else self.stop_at
+        due = min(stop, max(rows, self.outage.retry_at))
         if self.running:
             due = min(due, self.title_at)
-        return min(due, self.mold_at) if self.mold is None else due
+        # what is due and not done would make the loop spin
+        return min(due, self.mold_at) if self.mold is None and not self.quiet else due
 
     # ---------------------------------------------------------------------------- signals
 
