@@ -12,9 +12,8 @@ import json
 import os
 import sys
 
-from . import channel, process
-from .progress import begin, end, told
-from .runner import enter
+from . import channel, current, process
+from .progress import end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ _DONE = json.dumps({"kind": "outcome", "outcome": "done"}).encode()
 DONE_WITH_NULL = REPORT_MARK + channel.pack_raw(_DONE, b"null")
 #: Characters of a traceback and of a message in a report; what is longer would not fit into a header.
 _TRACEBACK_LIMIT = _MESSAGE_LIMIT = 64 * 1024
+_HIGHEST = 1 << 20
 _OURS = os.path.dirname(__file__)
 
 
@@ -42,12 +42,13 @@ class Place:
         self.tasks: Mapping[str, Any] = runner.tasks
         self.mold = os.getpid()
         self.reserved = reserved
+        #: From this number on descriptors are the mold's.
+        self.base = reserved.base
         #: Fixed numbers of the child's own descriptors: faulthandler was pointed at the second.
         self.job_fd, self.report_fd = reserved.fixed
         #: What is to be done before the application's code runs; empty in most molds.
         self.reconnect: list[Callable[[], None]] = []
         self.result_limit = 1 << 20
-        self.progress: dict[str, Any] = {}
 
 
 def main(place: Place, message: Message | None) -> NoReturn:
@@ -75,21 +76,14 @@ def main(place: Place, message: Message | None) -> NoReturn:
 
 
 def _leave_the_mold(place: Place) -> None:
-    """Give up what is the mold's, in this order.
+    """Give up what is the mold's.
 
     Output, report and pipe are at the child's own numbers already: the mold put them
     there before the fork, where it costs no copied pages.
     """
-    # first, since from here on the mold may die at any time
-    process.tie_to(place.mold)
-    # a group of its own can be killed as one, and Ctrl-C in a terminal is not for jobs
-    os.setsid()
-    # what the job's processes leave behind falls to the job, and after it to the mold
-    process.adopt_orphans()
-    # the mold blocks all signals and has no handlers: here they are as in any new process
-    process.unblock()
+    process.leave(place.mold)
     # before the application's code can run with the mold's descriptors
-    place.reserved.close_in_child()
+    os.closerange(place.base, _HIGHEST)
     # databases: never close (that would say goodbye for the mold), never use
     for step in place.reconnect:
         step()
@@ -117,47 +111,53 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes) -> None:
     task = place.tasks[job["task"]]
     if "memory" in job:
         process.limit_memory(job["memory"])
-    enter(job)
-    begin(job, place.progress)
-    frame = b""
+    current.job = job
+    frame = DONE_WITH_NULL
     try:
-        args, kwargs = task.load(arguments.decode())
+        args, kwargs = task.load(arguments)
         value = task.run(*args, **kwargs)
-        if os.getpid() == me:
-            frame = DONE_WITH_NULL
-            if value is not None or told():
-                frame = REPORT_MARK + channel.pack_raw(_DONE, task.dump_result(value, place.result_limit).encode())
+        if value is not None or current.told:
+            frame = REPORT_MARK + channel.pack_raw(
+                _DONE, task.dump_result(value, place.result_limit).encode()
+            )
     except BaseException as error:  # noqa: BLE001 - how an attempt ends is judged here, and nowhere else
-        if os.getpid() == me:
-            frame = REPORT_MARK + channel.pack(_judge(error, job, task))
+        frame = REPORT_MARK + channel.pack(_judge(error, job, task))
         error.__traceback__ = None
     process.flush_all()
     if os.getpid() != me:
         # the job forked and this is its child coming back through the task: it is not the attempt
         process.exit_now(0)
-    end()
+    if current.told:
+        end()
     while frame:
         frame = frame[os.write(place.report_fd, frame) :]
 
 
 def rehearse(place: Place) -> None:
-    """Do in the mold, many times, what each child does once.
+    """Do in the mold, many times, what each child does once; on a stage where it has no effect.
 
-    The interpreter fills caches in the code that it runs often; filled before the fork
-    they are not copied in each child. Measured: 30 of 210 pages.
+    The interpreter fills caches in the code that it runs often: filled before the fork
+    they need not be filled, in pages copied for that, by each child.
     """
     stage = object.__new__(Place)
-    stage.__dict__ = place.__dict__ | {"tasks": {"rehearsal": _Nothing()}, "report_fd": os.open(os.devnull, os.O_WRONLY)}
+    stage.__dict__ = place.__dict__ | {
+        "mold": os.getppid(),
+        "base": _HIGHEST,
+        "reconnect": [],
+        "tasks": {"rehearsal": _Nothing()},
+        "report_fd": os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC),
+    }
     for _ in range(30):
+        _leave_the_mold(stage)
         _attempt(stage, {"id": "", "task": "rehearsal", "attempt": 0}, b"{}")
     os.close(stage.report_fd)
-    enter(None)
+    current.job = None
 
 
 class _Nothing:
     """A task that does nothing."""
 
-    def load(self, text: str) -> tuple[tuple[()], dict[str, Any]]:
+    def load(self, text: bytes) -> tuple[tuple[()], dict[str, Any]]:
         return (), {}
 
     def run(self) -> None:

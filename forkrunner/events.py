@@ -76,7 +76,9 @@ class Log:
             return
         now = clock.utc()
         if self.form == "json":
-            line = json.dumps({"at": now.isoformat(), "level": event.level, "event": name, **fields}, default=str)
+            line = json.dumps(
+                {"at": now.isoformat(), "level": event.level, "event": name, **fields}, default=str
+            )
         else:
             words = event.text.format(**{key: _clean(value) for key, value in fields.items()})
             line = f"{now:%Y-%m-%d %H:%M:%S} {event.level.upper():7} {words}"

@@ -195,7 +195,6 @@ class Attempt:
     #: Its own peak, without the pages that it shared with the mold at the start.
     peak_memory_bytes: int | None = None
 
-
     def sentence(self) -> str:
         """Say in one line how it ended, for an ending that was not `done`."""
         message = (self.error_message or "").strip().split("\n")[0]
@@ -313,6 +312,7 @@ class SupervisorRow:
     started_at: datetime | None = None
     lease_until: datetime | None = None
 
+
 #: How an attempt ended, for people; the order is that of the docs.
 ENDINGS: Mapping[Outcome, str] = {
     Outcome.DONE: "the task returned",
@@ -335,9 +335,15 @@ def ending_table() -> str:
     rows = ["| outcome | what happened | counts as | the job is then |", "|---|---|---|---|"]
     for outcome, meaning in ENDINGS.items():
         then = after(outcome, tries=0, crashes=0, policy=policy, jitter=0.5)
-        kind, limit = ("try", "max_attempts") if then.tries else ("crash", "max_crashes") if then.crashes else ("–", "")
+        kind, limit = (
+            ("try", "max_attempts") if then.tries else ("crash", "max_crashes") if then.crashes else ("–", "")
+        )
         words = str(then.state)
         if then.state is State.PENDING:
-            words += " again " + ("after `backoff`" if then.delay else "at once") + (f"; `failed` at `{limit}`" if limit else "")
+            words += (
+                " again "
+                + ("after `backoff`" if then.delay else "at once")
+                + (f"; `failed` at `{limit}`" if limit else "")
+            )
         rows.append(f"| `{outcome}` | {meaning} | {kind} | {words} |")
     return "\n".join(rows)

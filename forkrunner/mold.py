@@ -21,7 +21,7 @@ import os
 import signal
 import sys
 
-from . import channel, child, clock, process
+from . import channel, child, clock, current, process
 from .application import load, settle
 from .children import DUMP, FOREVER, TERM, Child, Children
 from .errors import ForkrunnerError
@@ -48,8 +48,7 @@ _OUTPUT_TAIL = 16 * 1024
 #: What is told of every ended attempt, formatted by hand: for most it is all, and this process's
 #: pages are copied too when it works between two forks.
 _FACTS = (
-    '{"id":"%s","attempt":%d,"pid":%d,"started":%r,"finished":%r,'
-    '"cpu_user":%r,"cpu_system":%r,"peak":%d,'
+    '{"id":"%s","attempt":%d,"pid":%d,"started":%r,"finished":%r,"cpu_user":%r,"cpu_system":%r,"peak":%d,'
 )
 _DONE = '"kind":"ended","outcome":"done","exit_status":0,"progress":false}'
 
@@ -74,7 +73,9 @@ def main() -> None:
         process.exit_now(2)
     process.title(title)  # again, after the rehearsal
     tasks = {task.name: task.policy() for task in runner.tasks.values()}
-    _send_all(link, channel.pack({"kind": "up", "tasks": tasks, "code": runner.code, "threads": process.threads()}))
+    _send_all(
+        link, channel.pack({"kind": "up", "tasks": tasks, "code": runner.code, "threads": process.threads()})
+    )
     mold = Mold(link, place)
     try:
         mold.run()
@@ -182,7 +183,7 @@ class Mold:
         self.spares = header["spares"]
         self.output_limit = header["output_limit"]
         self.place.result_limit = header["result_limit"]
-        self.place.progress = header["progress"]
+        current.place = header["progress"]
 
     def on_lease(self, header: dict[str, Any]) -> None:
         self.lease_until = header["until"]
@@ -219,7 +220,9 @@ class Mold:
         # In three passes: after each fork the pages that we write to are copied once, so what
         # we do between two forks is to be little. Measured: 48 pages a job instead of 112.
         files = [self.open_files(job) for job, _ in left]
-        born = [self.fork(message, *pair) if pair else None for message, pair in zip(left, files, strict=True)]
+        born = [
+            self.fork(message, *pair) if pair else None for message, pair in zip(left, files, strict=True)
+        ]
         for (job, _), one in zip(left, born, strict=True):
             if one is not None:
                 self.children.start(one, job, now, clock.wall())

@@ -24,6 +24,7 @@ LINUX = sys.platform == "linux"
 _libc = ctypes.CDLL(None)
 _set_mask = _libc.pthread_sigmask
 _prctl = _libc.prctl if LINUX else None
+_flush_c = _libc.fflush
 #: signal.signal without its conversions to enums, which touched more pages in a child than all the rest
 _set_handler = sys.modules["_signal"].signal
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -34,6 +35,7 @@ _F_SETFL = 4
 _PUNCH_HOLE = 2 | 1
 
 # glibc's and musl's sigset_t have 128 bytes; macOS uses four of them
+_SETMASK = int(signal.SIG_SETMASK)
 _NO_SIGNALS = ctypes.create_string_buffer(b"\0" * 128, 128)
 _ALL_SIGNALS = ctypes.create_string_buffer(b"\xff" * 128, 128)
 
@@ -63,6 +65,25 @@ def adopt_orphans() -> None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def leave(parent: int) -> None:
+    """Make a forked process one of its own, in this order; one function, since each call costs copied pages."""
+    # first, since from here on the parent may die at any time
+    if _prctl:
+        _prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the prctl
+        os._exit(127)
+    try:
+        # a group of its own can be killed as one, and Ctrl-C in a terminal is not for jobs
+        os.setsid()
+    except PermissionError:  # it leads one already: a mold that rehearses
+        pass
+    # what the job's processes leave behind falls to the job, and after it to the mold
+    if _prctl:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # the mold blocks all signals and has no handlers: here they are as in any new process
+    _set_mask(_SETMASK, _NO_SIGNALS, None)
+
+
 #: The caller has blocked all signals, in a mold for ever: one that came between the fork and
 #: the child's own set-up would be handled by the wrong process.
 fork = os.fork
@@ -70,7 +91,7 @@ fork = os.fork
 
 def unblock() -> None:
     """Unblock all signals: whoever started us may have blocked some."""
-    _set_mask(signal.SIG_SETMASK, _NO_SIGNALS, None)
+    _set_mask(_SETMASK, _NO_SIGNALS, None)
 
 
 def spawn(argv: list[str], environment: dict[str, str], keep: Collection[int]) -> int:
@@ -212,7 +233,9 @@ class Signals:
             got = list(os.read(self._read, 65536))
         except BlockingIOError:
             return []
-        return [n for i, n in enumerate(got) if n in self.numbers and (n != signal.SIGCHLD or n not in got[:i])]
+        return [
+            n for i, n in enumerate(got) if n in self.numbers and (n != signal.SIGCHLD or n not in got[:i])
+        ]
 
     def close(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -238,7 +261,7 @@ class Deaths:
 
     def __init__(self) -> None:
         _set_handler(signal.SIGCHLD, 0)  # if it is ignored, exit statuses are lost
-        _set_mask(signal.SIG_SETMASK, _ALL_SIGNALS, None)
+        _set_mask(_SETMASK, _ALL_SIGNALS, None)
         if LINUX:
             wanted = ctypes.create_string_buffer((1 << signal.SIGCHLD - 1).to_bytes(128, "little"), 128)
             self._fd: int = _libc.signalfd(-1, wanted, os.O_NONBLOCK | os.O_CLOEXEC)
@@ -370,7 +393,7 @@ class Reserved:
     A child must close what belongs to its siblings and keep what the
     application opened while it was imported. So every free number below `base` is
     plugged, all later descriptors get numbers from `base` up, and a child closes
-    them with one call.
+    all of these with one call.
     """
 
     def __init__(self, fixed: int) -> None:
@@ -388,9 +411,6 @@ class Reserved:
         null = self.fixed[0]
         os.dup2(null, fd, inheritable=False)
         return moved
-
-    def close_in_child(self) -> None:
-        os.closerange(self.base, 1 << 20)
 
 
 def sockets_and_databases() -> list[tuple[int, str]]:
@@ -440,7 +460,7 @@ def flush_all() -> None:
                 stream.flush()
         except (OSError, ValueError):  # the job closed it
             pass
-    _libc.fflush(None)
+    _flush_c(None)
 
 
 # ------------------------------------------------------------------------- memory and limits

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 
-from . import clock
+from . import clock, current
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,11 @@ class _Sender:
     def say(self, fraction: float, message: str | None, detail: dict[str, Any]) -> None:
         # not a number, or beyond the ends: shown as the nearest thing that makes sense
         self.fraction = min(max(fraction, 0.0), 1.0) if fraction == fraction else self.fraction
-        self.waiting = {"fraction": self.fraction, "message": message and str(message)[:_MESSAGE], "detail": detail}
+        self.waiting = {
+            "fraction": self.fraction,
+            "message": message and str(message)[:_MESSAGE],
+            "detail": detail,
+        }
         if clock.monotonic() >= self.next_send:
             self.send()
 
@@ -48,7 +52,9 @@ class _Sender:
         self.sink.put(self.job["id"], json.dumps(entry, default=str).encode())
         from . import process  # loaded already in a child; the application's other processes do without
 
-        process.title(f"job {self.job['id']} {self.job['task']} attempt {self.job['attempt']}, {self.fraction:.0%}")
+        process.title(
+            f"job {self.job['id']} {self.job['task']} attempt {self.job['attempt']}, {self.fraction:.0%}"
+        )
         self.next_send = clock.monotonic() + self.gap
 
 
@@ -119,8 +125,6 @@ def _sink(settings: dict[str, Any]) -> _Files | _Memcached:
 
 
 _sender: _Sender | None = None
-#: The running job and where its progress goes, for the first call: most jobs never make one.
-_job: tuple[dict[str, Any], dict[str, Any]] | None = None
 
 
 def progress(fraction: float, message: str | None = None, /, **detail: Any) -> None:
@@ -132,21 +136,11 @@ def progress(fraction: float, message: str | None = None, /, **detail: Any) -> N
     """
     global _sender
     if _sender is None:
-        if _job is None:
+        if current.job is None or current.place is None:
             return
-        _sender = _Sender(*_job)
+        _sender = _Sender(current.job, current.place)
+        current.told = True
     _sender.say(float(fraction), message, detail)
-
-
-def begin(job: dict[str, Any], settings: dict[str, Any]) -> None:
-    """In a child: from now on `progress` speaks for `job`."""
-    global _job
-    _job = (job, settings) if settings else None
-
-
-def told() -> bool:
-    """In a child: whether the job has said anything, which then is somewhere."""
-    return _sender is not None
 
 
 def end() -> None:

@@ -12,7 +12,7 @@ import re
 import time
 from _thread import allocate_lock
 
-from forkrunner import clock
+from forkrunner import clock, current
 from forkrunner.arguments import describe, did_you_mean, dump_named
 from forkrunner.errors import EnqueueError, JobNotFound, WaitTimeout
 from forkrunner.tasks import (
@@ -118,20 +118,14 @@ class CurrentJob:
         return f"<CurrentJob {self.id} {self.task} attempt {self.attempt}>"
 
 
-#: Header of the job that this process runs, as it came from the supervisor.
-_running: Mapping[str, Any] | None = None
-
-
 def current_job() -> CurrentJob | None:
     """Return the job that runs in this process, None outside of one."""
-    job = _running
-    return None if job is None else CurrentJob(job["id"], job["task"], job["queue"], job["attempt"], job["tries"])
-
-
-def enter(job: Mapping[str, Any] | None) -> None:
-    """In a child: from now on this process runs `job`; None: no job any more."""
-    global _running
-    _running = job
+    job = current.job
+    return (
+        None
+        if job is None
+        else CurrentJob(job["id"], job["task"], job["queue"], job["attempt"], job["tries"])
+    )
 
 
 # --------------------------------------------------------------------------- jobs

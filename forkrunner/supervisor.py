@@ -46,7 +46,10 @@ if TYPE_CHECKING:
 #: Signal → (method, what operators are told). Installs, dispatches, is shown by `run --help`
 #: and in the README. CAUTION: contrib/'s unit files rely on TERM and QUIT.
 SIGNALS: dict[int, tuple[str, str]] = {
-    signal.SIGTERM: ("on_stop", "stop: claim no more, wait up to `grace_period` for the running jobs; again: kill"),
+    signal.SIGTERM: (
+        "on_stop",
+        "stop: claim no more, wait up to `grace_period` for the running jobs; again: kill",
+    ),
     signal.SIGINT: ("on_kill", "kill: end the running jobs now; each counts as a crash and runs again"),
     signal.SIGQUIT: ("on_give_back", "kill and give back: as kill, but the attempts count as nothing"),
     signal.SIGTSTP: ("on_quiet", "quiet: claim no more, keep running what runs"),
@@ -55,7 +58,9 @@ SIGNALS: dict[int, tuple[str, str]] = {
 }
 
 #: While attempts run, two transactions are this far apart, so that several endings share one, seconds.
-_GATHER = 0.008
+_GATHER = 0.014
+#: Share of the slots whose endings make a transaction due at once.
+_FULL = 0.9
 #: An ending is never held back longer than this, seconds.
 _LONGEST_WAIT = 0.02
 #: Endings in one transaction.
@@ -184,7 +189,9 @@ class Supervisor:
                 return
             self.take_messages()
         settings = self.settings
-        self.store = Store(settings.database, role="supervisor", notify=settings.notify, timeout=settings.store_timeout)
+        self.store = Store(
+            settings.database, role="supervisor", notify=settings.notify, timeout=settings.store_timeout
+        )
         self.insist(self.store.check_schema)
         self.insist(self.take_lease)
         self.open_waker()
@@ -239,7 +246,9 @@ class Supervisor:
             return
         self.quiet = True
         self.stop_at = clock.monotonic() + self.settings.grace_period
-        self.log.emit("supervisor.stopping", signal=name, busy=len(self.running), seconds=self.settings.grace_period)
+        self.log.emit(
+            "supervisor.stopping", signal=name, busy=len(self.running), seconds=self.settings.grace_period
+        )
 
     def on_kill(self, name: str) -> None:
         self.kill(name, Outcome.LOST)
@@ -282,7 +291,9 @@ class Supervisor:
         # with the database away the last endings cannot be written: their rows will be rescued
         if not (self.running or self.endings) or (self.killed and now >= self.stop_at + _LAST_WRITES):
             self.finished = True
-            self.log.emit("supervisor.stopped", done=self.ended_count, left=len(self.running) + len(self.endings))
+            self.log.emit(
+                "supervisor.stopped", done=self.ended_count, left=len(self.running) + len(self.endings)
+            )
 
     # ------------------------------------------------------------------------------- mold
 
@@ -359,7 +370,13 @@ class Supervisor:
         self.tell_lease()
         seconds = clock.monotonic() - self.mold.started
         # of the first one `supervisor.started` tells
-        self.log.emit("mold.up" if self.generation > 1 else "mold.ready", generation=self.generation, tasks=len(self.tasks), seconds=seconds, pid=self.mold.pid)
+        self.log.emit(
+            "mold.up" if self.generation > 1 else "mold.ready",
+            generation=self.generation,
+            tasks=len(self.tasks),
+            seconds=seconds,
+            pid=self.mold.pid,
+        )
         if header["threads"] > 1:
             self.log.emit("mold.threads", threads=header["threads"])
         self.look_at = 0.0
@@ -374,7 +391,9 @@ class Supervisor:
         if self.mold is not None:
             self.poll.watch(self.mold.fileno(), write=self.mold.send())
         if now >= self.title_at:
-            rate = (self.ended_count - self.title_count) / max(now - self.title_at + _TITLE_EVERY, _TITLE_EVERY)
+            rate = (self.ended_count - self.title_count) / max(
+                now - self.title_at + _TITLE_EVERY, _TITLE_EVERY
+            )
             process.title(f"supervisor {self.target} [{len(self.running)} busy, {rate:.0f} done/s]")
             self.title_count, self.title_at = self.ended_count, now + _TITLE_EVERY
 
@@ -473,7 +492,12 @@ class Supervisor:
         seconds = 0.0
         if attempt.started_at and attempt.finished_at:
             seconds = (attempt.finished_at - attempt.started_at).total_seconds()
-        facts = {"task": ending.task, "id": attempt.job_id, "attempt": attempt.attempt, "outcome": str(attempt.outcome)}
+        facts = {
+            "task": ending.task,
+            "id": attempt.job_id,
+            "attempt": attempt.attempt,
+            "outcome": str(attempt.outcome),
+        }
         if not written:
             self.log.emit("job.late", **facts)
         elif attempt.outcome is Outcome.DONE:
@@ -488,7 +512,9 @@ class Supervisor:
         if self.quiet or not self.mold_is_up():
             return 0
         # endings that pile up because the database is away keep slots: we must not run ever more
-        return max(0, self.settings.slots - len(self.running) - max(0, len(self.endings) - self.settings.slots))
+        return max(
+            0, self.settings.slots - len(self.running) - max(0, len(self.endings) - self.settings.slots)
+        )
 
     def turn_due(self) -> float:
         """Say when rows are to be written or claimed next: one transaction does both."""
@@ -496,9 +522,10 @@ class Supervisor:
         if self.claims_in_doubt:
             due = 0.0
         if self.endings:
-            # nothing else runs, or half of the slots wait: no reason to gather any longer
-            full = len(self.endings) * 2 >= self.settings.slots or not self.running
-            due = min(due, 0.0 if full else self.write_at)
+            due = min(due, self.write_at)
+            # nothing else runs, or most slots wait: no reason to gather any longer
+            if not self.running or len(self.endings) >= self.settings.slots * _FULL:
+                return 0.0
         return max(due, self.last_turn + _GATHER) if self.running else due
 
     def turn(self, now: float) -> None:
@@ -520,11 +547,14 @@ class Supervisor:
             return
         self.claims_in_doubt = False
         written, claims = answer
+        # first what others wait for
+        self.start(claims)
+        if self.mold is not None:
+            self.mold.send()
         for ending in batch:
             self.endings.popleft()
             self.report(ending, (ending.attempt.job_id, ending.attempt.attempt) in written)
         self.write_at = clock.monotonic() if self.endings else FOREVER
-        self.start(claims)
         if claims:
             self.idle_pause = _IDLE_FIRST
             self.cancel_at = min(self.cancel_at, now + _CANCEL_EVERY)
@@ -711,5 +741,9 @@ class Supervisor:
 
 def signal_table() -> str:
     """Return the signals as a Markdown table."""
-    rows = [f"| `{signal.Signals(n).name[3:]}` | {text} |" for n, (_, text) in SIGNALS.items() if n != signal.SIGCHLD]
+    rows = [
+        f"| `{signal.Signals(n).name[3:]}` | {text} |"
+        for n, (_, text) in SIGNALS.items()
+        if n != signal.SIGCHLD
+    ]
     return "\n".join(["| signal | what the supervisor does |", "| --- | --- |", *rows])

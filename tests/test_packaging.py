@@ -57,7 +57,7 @@ FUNCTIONS = {
 
 #: A module imports none from a higher floor (DESIGN section 5).
 FLOORS = [
-    {"errors", "clock", "units", "job"},
+    {"errors", "clock", "units", "current", "job"},
     {"config", "events", "tasks", "arguments", "typed", "children", "channel", "verdict", "outage"},
     {"process", "schema", "migrations", "database", "statements", "store", "wake", "progress", "mail"},
     {"application", "child", "mold", "link", "lease", "supervisor", "runner"},
@@ -69,7 +69,19 @@ HEAVY = {
     *("typing", "dataclasses", "inspect", "logging", "threading", "traceback", "socket", "datetime", "uuid"),
     *("pathlib", "tomllib", "msgspec", "click", "rich", "sqlalchemy", "alembic", "psycopg", "pymemcache"),
 }
-THIN = ["errors", "clock", "units", "tasks", "runner", "channel", "process", "children", "child", "mold", "progress"]
+THIN = [
+    "errors",
+    "clock",
+    "units",
+    "tasks",
+    "runner",
+    "channel",
+    "process",
+    "children",
+    "child",
+    "mold",
+    "progress",
+]
 
 
 def fresh(code: str) -> str:

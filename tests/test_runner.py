@@ -30,6 +30,7 @@ from forkrunner import (
     State,
     WaitTimeout,
     clock,
+    current,
     current_job,
 )
 from forkrunner import runner as module
@@ -192,11 +193,9 @@ def test_a_wrong_setting_is_said_when_it_is_first_needed():
 
 def test_current_job_is_none_outside_a_job_and_tells_inside(monkeypatch):
     assert current_job() is None
-    monkeypatch.setattr(module, "_running", None)
     id = new_id()
-    module.enter(
-        {"kind": "run", "id": id, "task": "convert", "queue": "default", "attempt": 2, "tries": 1, "grace": 5}
-    )
+    header = {"kind": "run", "id": id, "task": "convert", "queue": "default", "attempt": 2, "tries": 1}
+    monkeypatch.setattr(current, "job", header)
     job = current_job()
     assert job is not None
     assert (job.id, job.task, job.queue, job.attempt, job.tries) == (id, "convert", "default", 2, 1)
@@ -313,7 +312,7 @@ def test_by_name_a_known_task_is_checked_and_gives_its_queue(runner):
             runner.enqueue("convert", {"source": "a"}, **options)
     for wrong in ("", "a b", "x" * 201, "\x1b[31m", None, 3):
         with pytest.raises(EnqueueError, match="name: expected 1 to 200 letters"):
-            runner.enqueue(wrong)  # type: ignore[arg-type]
+            runner.enqueue(wrong)
     assert len(runner.list()) == 1
 
 
@@ -465,7 +464,7 @@ def test_progress_is_what_the_job_said_last(sqlite_database, tmp_path, monkeypat
 
     runner = Runner(sqlite_database)
     job = Job[Any](runner, new_id())
-    assert job.progress is None
+    assert runner.progress(job.id) is None
     folder = Path(place(runner.settings)["folder"])
     folder.mkdir(parents=True)
     (folder / job.id).write_text('{"fraction": 0.5, "message": "half", "detail": {}}')

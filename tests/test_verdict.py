@@ -67,7 +67,10 @@ def test_a_report_that_came_after_the_killing_began_changes_nothing():
 def test_exit_status_and_signal_are_told_apart():
     assert judge(dead(), exited(3), None, never)[0]["exit_status"] == 3
     assert judge(dead(), signal.SIGSEGV, None, never)[0]["signal"] == "SIGSEGV"
-    assert judge(dead(), int(signal.SIGRTMIN) + 9, None, never)[0]["signal"] == f"signal {int(signal.SIGRTMIN) + 9}"
+    assert (
+        judge(dead(), int(signal.SIGRTMIN) + 9, None, never)[0]["signal"]
+        == f"signal {int(signal.SIGRTMIN) + 9}"
+    )
 
 
 def test_the_status_that_the_task_asked_for_is_the_one_shown():
