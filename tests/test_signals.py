@@ -1,0 +1,414 @@
+"""Each signal in each situation, sent to the real command.
+
+Every case ends by asking what is left: rows, exit status, processes, files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from forkrunner.job import Outcome, State
+from tests.running import LONG, Bed, check_gone, cpu_of, tree_of
+from tests.support import Cli, alive, wait_until
+
+
+@pytest.fixture
+def bed(cli: Cli, database: str) -> Iterator[Bed]:
+    with Bed(cli, database) as bed:
+        yield bed
+
+
+@pytest.fixture
+def sqlite_bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
+    """For what has nothing to do with the database."""
+    with Bed(cli, sqlite_database) as bed:
+        yield bed
+
+
+# ---------------------------------------------------------------------------------- titles
+
+
+def test_ps_shows_who_does_what(sqlite_bed: Bed) -> None:
+    """The same words as in the picture of the architecture page."""
+    bed = sqlite_bed
+    supervisor = bed.start(slots=3, spares=1)
+    id = bed.put("hold", {"path": bed.path("go")})
+    bed.wait_noted("start", id)
+    supervisor.wait_ps("forkrunner: spare$")
+    supervisor.wait_ps(r"forkrunner: supervisor jobs:runner \[1 busy, \d+ done/s\]$")
+    picture = {found.pid: found for found in supervisor.ps()}
+    shape = [
+        (found.title, picture[found.ppid].title if found.ppid in picture else None)
+        for found in picture.values()
+    ]
+    boss, mold = "forkrunner: supervisor jobs:runner [1 busy, ", "forkrunner: mold jobs:runner gen 1"
+    assert any(title.startswith(boss) and parent is None for title, parent in shape), shape
+    rest = sorted((title, parent) for title, parent in shape if not title.startswith(boss))
+    assert [title for title, _ in rest] == [
+        f"forkrunner: job {id} hold attempt 1",
+        mold,
+        "forkrunner: spare",
+    ]
+    assert [parent for _, parent in rest][0::2] == [mold, mold]
+    assert str(rest[1][1]).startswith(boss)
+    bed.let_go()
+    assert bed.ended(id).state == State.DONE
+    bed.stop(supervisor)
+
+
+# ------------------------------------------------------------------------------------ TERM
+
+
+def test_term_while_idle(bed: Bed) -> None:
+    supervisor = bed.start()
+    bed.stop(supervisor)
+    assert re.search("stopped: 0 attempts ended here, 0 left", supervisor.log)
+
+
+def test_term_while_the_application_is_imported(cli: Cli, sqlite_database: str) -> None:
+    source = "import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(1000)\n"
+    with Bed(cli, sqlite_database, source=source) as bed:
+        supervisor = bed.start(ready=False)
+        wait_until((bed.folder / "importing").exists, LONG)
+        bed.stop(supervisor)
+
+
+def test_term_while_a_job_runs_and_finishes(bed: Bed) -> None:
+    supervisor = bed.start()
+    id = bed.put("hold", {"path": bed.path("go")})
+    bed.wait_noted("start", id)
+    supervisor.signal(signal.SIGTERM)
+    supervisor.wait_log(r"stopping \(SIGTERM\): 1 running, waiting up to 5 s", LONG)
+    late = bed.put("work")
+    bed.let_go()
+    assert supervisor.wait(LONG) == 0
+    bed.stop()
+    row = bed.row(id)
+    assert (row.state, row.result) == (State.DONE, '"let go"')
+    assert [attempt.outcome for attempt in row.attempts] == [Outcome.DONE]
+    assert bed.row(late).state == State.PENDING, "nothing is claimed any more"
+    assert bed.noted("start", late) == []
+    bed.check_history([id])
+
+
+@pytest.mark.parametrize("task", ["hold", "hold_against_signals"])
+def test_term_while_a_job_runs_past_the_grace_period(bed: Bed, task: str) -> None:
+    """It is given back and counts as nothing."""
+    supervisor = bed.start(grace_period=0.3, grace=0.3)
+    id = bed.put(task, {"path": bed.path("never")})
+    (start,) = bed.wait_noted("start", id)
+    bed.stop(supervisor)
+    row = bed.row(id)
+    assert (row.state, row.attempt, row.tries, row.crashes) == (State.PENDING, 1, 0, 0)
+    (attempt,) = row.attempts
+    assert (attempt.outcome, attempt.pid) == (Outcome.REQUEUED, start.pid)
+    assert attempt.signal == ("SIGTERM" if task == "hold" else "SIGKILL")
+    assert "ended with its supervisor (the grace period is over)" in str(attempt.error_message)
+    # and it is run again by whoever comes
+    bed.let_go("never")
+    supervisor = bed.start()
+    assert bed.ended(id).tries == 1
+    bed.check_history([id])
+    bed.stop(supervisor)
+
+
+def test_term_five_times(sqlite_bed: Bed) -> None:
+    """The second one kills; no more is needed, and no more harms."""
+    bed = sqlite_bed
+    supervisor = bed.start(grace_period=1000, grace=0.5)
+    id = bed.put("hold", {"path": bed.path("never")})
+    bed.wait_noted("start", id)
+    supervisor.signal(signal.SIGTERM)
+    supervisor.wait_log("stopping", LONG)
+    for _ in range(4):
+        supervisor.signal(signal.SIGTERM)
+    bed.stop(supervisor)
+    row = bed.row(id)
+    assert (row.state, row.tries, row.crashes) == (State.PENDING, 0, 1)
+    assert [attempt.outcome for attempt in row.attempts] == [Outcome.LOST]
+
+
+# -------------------------------------------------------------------------------- INT, QUIT
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_int_while_jobs_run(sqlite_bed: Bed, group: bool) -> None:
+    """The running ones are ended now and counted; Ctrl-C in a terminal, which is for the group, does the same."""
+    bed = sqlite_bed
+    supervisor = bed.start(slots=3, grace_period=1000, grace=0.5)
+    id = bed.put("hold", {"path": bed.path("never")})
+    stubborn = bed.put("hold_against_signals", {"path": bed.path("never")})
+    once = bed.put("hold_once", {"path": bed.path("never")})
+    bed.wait_noted("start", count=3)
+    if group:
+        os.killpg(supervisor.pid, signal.SIGINT)
+        assert supervisor.wait(LONG) == 0
+        bed.stop()
+    else:
+        bed.stop(supervisor, signum=signal.SIGINT)
+    for job in (id, stubborn):
+        row = bed.row(job)
+        assert (row.state, row.tries, row.crashes) == (State.PENDING, 0, 1)
+        assert [attempt.outcome for attempt in row.attempts] == [Outcome.LOST]
+    assert bed.row(once).state == State.FAILED
+    assert "ended with its supervisor (SIGINT)" in str(bed.row(once).error)
+
+
+def test_quit_while_jobs_run(bed: Bed) -> None:
+    """The running ones are ended now and given back, which counts as nothing."""
+    supervisor = bed.start(slots=2, grace_period=1000, grace=0.5)
+    id = bed.put("hold", {"path": bed.path("never")})
+    once = bed.put("hold_once", {"path": bed.path("never")})
+    bed.wait_noted("start", count=2)
+    waiting = bed.put("work")
+    bed.stop(supervisor, signum=signal.SIGQUIT)
+    row = bed.row(id)
+    assert (row.state, row.attempt, row.tries, row.crashes) == (State.PENDING, 1, 0, 0)
+    assert [attempt.outcome for attempt in row.attempts] == [Outcome.REQUEUED]
+    assert bed.row(once).state == State.FAILED, "it has run, and may not again"
+    assert bed.row(waiting).attempt == 0
+
+
+# -------------------------------------------------------------------------------- TSTP, CONT
+
+
+def test_tstp_and_cont(bed: Bed) -> None:
+    supervisor = bed.start(slots=2)
+    first = bed.put("hold", {"path": bed.path("go")})
+    bed.wait_noted("start", first)
+    supervisor.signal(signal.SIGTSTP)
+    supervisor.wait_log("quiet", LONG)
+    second = bed.put("work")
+    # what writes this ending would claim the other job too: a slot was free all the time
+    bed.let_go()
+    assert bed.ended(first).state == State.DONE
+    assert bed.row(second).state == State.PENDING
+    supervisor.signal(signal.SIGCONT)
+    assert bed.ended(second).state == State.DONE
+    bed.check_history([first, second])
+    bed.stop(supervisor)
+
+
+# ------------------------------------------------------------------------------------- KILL
+
+
+def test_kill_the_supervisor_while_jobs_run(bed: Bed) -> None:
+    """Nothing of it is left running, so whoever comes on this host takes its jobs back at once."""
+    supervisor = bed.start(slots=3, lease=600)
+    path = bed.path("go")
+    ids = [bed.put("hold", {"path": path}), bed.put("hold_against_signals", {"path": path})]
+    once = bed.put("hold_once", {"path": path})
+    bed.wait_noted("start", count=3)
+    family = [found.pid for found in supervisor.ps()]
+    supervisor.signal(signal.SIGKILL)
+    assert supervisor.wait(LONG) == -signal.SIGKILL
+    supervisor.wait_gone()
+    check_gone(family)
+    assert {bed.row(id).state for id in [*ids, once]} == {State.BUSY}
+    bed.let_go()
+    supervisor = bed.start(slots=3, lease=600)
+    for id in ids:
+        row = bed.ended(id)
+        assert (row.state, row.tries, row.crashes) == (State.DONE, 1, 1)
+        assert [attempt.outcome for attempt in row.attempts] == [Outcome.LOST, Outcome.DONE]
+        assert row.attempts[0].supervisor != row.attempts[1].supervisor
+    row = bed.ended(once)
+    assert (row.state, len(row.attempts)) == (State.FAILED, 1)
+    assert "its supervisor died" in str(row.error)
+    supervisor.wait_log("3 jobs of a dead supervisor are taken back", LONG)
+    bed.check_history(ids)
+    bed.stop(supervisor)
+
+
+def test_kill_the_mold_while_jobs_run(bed: Bed) -> None:
+    supervisor = bed.start(slots=2)
+    ids = bed.enqueue("hold", {"path": bed.path("go")}, count=2)
+    bed.wait_noted("start", count=2)
+    _, mold, children = tree_of(supervisor)
+    os.kill(mold, signal.SIGKILL)
+    supervisor.wait_log(r"mold 1 died \(SIGKILL\) with 2 attempts", LONG)
+    wait_until(lambda: not any(alive(pid) for pid in [mold, *children]), LONG)
+    supervisor.wait_ps("forkrunner: mold jobs:runner gen 2$", LONG)
+    bed.let_go()
+    for id in ids:
+        row = bed.ended(id)
+        assert (row.state, row.tries, row.crashes) == (State.DONE, 1, 1)
+        assert [attempt.outcome for attempt in row.attempts] == [Outcome.LOST, Outcome.DONE]
+        assert "its mold died (SIGKILL)" in str(row.attempts[0].error_message)
+    bed.check_history(ids)
+    bed.stop(supervisor)
+
+
+def test_kill_the_mold_of_a_quiet_supervisor(sqlite_bed: Bed) -> None:
+    """Nothing is to be started, so no new mold is, and waiting for CONT costs nothing."""
+    bed = sqlite_bed
+    supervisor = bed.start()
+    supervisor.signal(signal.SIGTSTP)
+    supervisor.wait_log("quiet", LONG)
+    _, mold, _ = tree_of(supervisor)
+    os.kill(mold, signal.SIGKILL)
+    supervisor.wait_log("mold 1 died", LONG)
+    id = bed.put("work")
+    before, end = cpu_of(supervisor.pid), time.monotonic() + 1.5
+    wait_until(lambda: time.monotonic() > end)
+    assert cpu_of(supervisor.pid) - before < 0.5
+    assert bed.row(id).state == State.PENDING
+    supervisor.signal(signal.SIGCONT)
+    assert bed.ended(id).state == State.DONE
+    bed.stop(supervisor)
+
+
+def test_kill_a_child_while_it_runs(bed: Bed) -> None:
+    supervisor = bed.start(slots=2)
+    ids = bed.enqueue("hold", {"path": bed.path("go")}, count=2, options={"backoff": 0.05})
+    (start, _) = bed.wait_noted("start", count=2)
+    os.kill(start.pid, signal.SIGKILL)
+    bed.wait_noted("start", start.job, 2)
+    bed.let_go()
+    row = bed.ended(start.job)
+    assert [attempt.outcome for attempt in row.attempts] == [Outcome.CRASHED, Outcome.DONE]
+    assert row.attempts[0].signal == "SIGKILL"
+    bed.check_history(ids)
+    (other,) = set(ids) - {start.job}
+    assert len(bed.row(other).attempts) == 1
+    bed.stop(supervisor)
+
+
+def test_kill_the_spares(sqlite_bed: Bed) -> None:
+    """They are replaced, and no job notices."""
+    bed = sqlite_bed
+    supervisor = bed.start(spares=2)
+    spares = supervisor.wait_ps("forkrunner: spare$", LONG, count=2)
+    for pid in spares:
+        os.kill(pid, signal.SIGKILL)
+    ids = bed.enqueue("work", count=3)
+    for id in ids:
+        assert [attempt.outcome for attempt in bed.ended(id).attempts] == [Outcome.DONE]
+    wait_until(lambda: set(supervisor.pids("forkrunner: spare$")).isdisjoint(spares), LONG)
+    supervisor.wait_ps("forkrunner: spare$", LONG, count=2)
+    bed.stop(supervisor)
+
+
+def test_kill_everybody_at_once(sqlite_bed: Bed) -> None:
+    bed = sqlite_bed
+    supervisor = bed.start(slots=2, lease=600)
+    ids = bed.enqueue("hold", {"path": bed.path("go")}, count=2)
+    bed.wait_noted("start", count=2)
+    for found in reversed(supervisor.ps()):
+        os.kill(found.pid, signal.SIGKILL)
+    supervisor.wait_gone()
+    bed.let_go()
+    supervisor = bed.start(slots=2, lease=600)
+    for id in ids:
+        assert bed.ended(id).state == State.DONE
+    bed.check_history(ids)
+    bed.stop(supervisor)
+
+
+def test_kill_a_stopped_child(sqlite_bed: Bed) -> None:
+    """A stop by signal does not reach the ladder: TERM waits, KILL does not."""
+    bed = sqlite_bed
+    supervisor = bed.start(grace=0.3)
+    id = bed.put("hold", {"path": bed.path("never")}, options={"timeout": 0.5, "max_attempts": 1})
+    (start,) = bed.wait_noted("start", id)
+    os.kill(start.pid, signal.SIGSTOP)
+    assert [attempt.outcome for attempt in bed.ended(id).attempts] == [Outcome.TIMED_OUT]
+    bed.stop(supervisor)
+
+
+# --------------------------------------------------------------------- what the starter did
+
+
+STARTERS = {
+    "SIGCHLD ignored": "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "all signals ignored": "import signal\n"
+    "for n in signal.valid_signals():\n"
+    "    if n not in (9, 19): signal.signal(n, signal.SIG_IGN)",
+    "all signals blocked": "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
+    "no descriptors": "os.closerange(3, 256); os.close(0)",
+}
+
+
+@pytest.mark.parametrize("starter", STARTERS)
+def test_the_starter_left_things_odd(sqlite_bed: Bed, starter: str) -> None:
+    """Exit statuses are right, time limits strike, children die when they are told to, TERM ends it all."""
+    bed = sqlite_bed
+    supervisor = bed.start(before=STARTERS[starter], grace=5)
+    good = bed.enqueue("work", count=5)
+    bad = bed.put("leave_at_once", {"status": 9})
+    late = bed.put("hold", {"path": bed.path("never")}, options={"timeout": 0.3})
+    for id in good:
+        assert bed.ended(id).state == State.DONE
+    assert bed.ended(bad).attempts[0].exit_status == 9
+    (attempt,) = bed.ended(late).attempts
+    assert (attempt.outcome, attempt.signal) == (Outcome.TIMED_OUT, "SIGTERM")
+    running = bed.put("hold", {"path": bed.path("go")})
+    bed.wait_noted("start", running)
+    bed.let_go()
+    bed.stop(supervisor)
+    bed.check_history([*good, running])
+
+
+def _can_unshare() -> bool:
+    command = ["unshare", "-Urpf", "--mount-proc", "true"]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def test_as_the_init_of_a_container(bed: Bed) -> None:
+    """As PID 1 it must reap what falls to it, and no signal has a default action there."""
+    if not _can_unshare():
+        pytest.skip("unshare -Urpf --mount-proc does not work here")
+    words = "['unshare', '-Urpf', '--mount-proc', sys.executable, '-m', 'forkrunner', *sys.argv[1:]]"
+    outer = bed.start(before=f"os.execvp('unshare', {words})")
+    assert "(pid 1, " in outer.log
+    (inner,) = outer.pids("forkrunner: supervisor")
+    ids = bed.enqueue("work", count=3)
+    daemons = bed.put("leave_many_behind", {"count": 2})
+    for id in [*ids, daemons]:
+        assert bed.ended(id).state == State.DONE
+    late = bed.put("hold", {"path": bed.path("never")}, options={"timeout": 0.3})
+    assert bed.ended(late).attempts[0].outcome == Outcome.TIMED_OUT
+    assert [found for found in outer.ps() if found.state == "Z"] == []
+    running = bed.put("hold", {"path": bed.path("go")})
+    bed.wait_noted("start", running)
+    os.kill(inner, signal.SIGTERM)
+    outer.wait_log("stopping", LONG)
+    bed.let_go()
+    assert outer.wait(LONG) == 0
+    bed.stop()
+    bed.check_history([*ids, running])
+
+
+def test_kill_as_the_init_of_a_container(sqlite_bed: Bed) -> None:
+    """Its namespace dies with it. Another container's pids prove nothing: its jobs wait for the end of the lease."""
+    bed = sqlite_bed
+    if not _can_unshare():
+        pytest.skip("unshare -Urpf --mount-proc does not work here")
+    words = "['unshare', '-Urpf', '--mount-proc', sys.executable, '-m', 'forkrunner', *sys.argv[1:]]"
+    short: dict[str, Any] = {"lease": 3, "store_timeout": 0.5}
+    outer = bed.start(before=f"os.execvp('unshare', {words})", **short)
+    id = bed.put("hold", {"path": bed.path("go")})
+    bed.wait_noted("start", id)
+    (inner,) = outer.pids("forkrunner: supervisor")
+    os.kill(inner, signal.SIGKILL)
+    outer.wait_gone(LONG)
+    (dead,) = bed.store.supervisors()
+    supervisor = bed.start(**short)
+    bed.let_go()
+    row = bed.ended(id)
+    assert [attempt.outcome for attempt in row.attempts] == [Outcome.LOST, Outcome.DONE]
+    assert row.attempts[1].started_at is not None
+    assert dead.lease_until is not None
+    assert row.attempts[1].started_at >= dead.lease_until
+    bed.stop(supervisor)
