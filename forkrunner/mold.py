@@ -58,6 +58,8 @@ def main() -> None:
     link, parent = int(sys.argv[1]), int(sys.argv[2])
     process.tie_to(parent)
     process.adopt_orphans()
+    # and its children, which inherit it
+    process.prefer_as_victim()
     # what was passed to us is not for the programs that jobs start
     process.keep_to_ourselves()
     boot, _ = _first_message(link)

@@ -520,7 +520,7 @@ def lift_memory_limit() -> None:
 
 
 def prefer_as_victim() -> None:
-    """Let the kernel's out-of-memory killer take this process before its mold and supervisor."""
+    """Let the kernel's out-of-memory killer take this process before the supervisor; forks inherit it."""
     try:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
     except OSError:

@@ -78,8 +78,8 @@ _LAST_WRITES = 10.0
 _CROWDED = 1.0
 #: Outside of the loop a locked SQLite file is waited for so long, seconds.
 _INSIST = 5.0
-#: A mold that died younger than this is not replaced at once, seconds; and then after how long.
-_YOUNG, _MOLD_PAUSE = 5.0, 1.0
+#: A second mold that died younger than this is replaced after a pause, doubled up to the last one, seconds.
+_YOUNG, _MOLD_PAUSE, _LONGEST_MOLD_PAUSE = 5.0, 1.0, 30.0
 #: Characters of a job's error in a log line; the rest is in the row.
 _LONGEST_LINE = 500
 FOREVER = float("inf")
@@ -141,6 +141,7 @@ class Supervisor:
         self.last_turn = 0.0
         self.idle_pause = _IDLE_FIRST
         self.title_count = 0
+        self.young_deaths = 0
 
     # ------------------------------------------------------------------------------- life
 
@@ -213,14 +214,18 @@ class Supervisor:
             self.mold.close()
         if not process.reap_all():
             self.log.emit("supervisor.leftover")
+        released = not self.lease.taken
         try:
             if not (self.running or self.endings):
                 self.insist(self.lease.release)
+                released = True
             if self.store is not None:
                 self.store.close()
         except StoreError:
-            pass  # the lease runs out by itself, or our death is proven
-        self.lease.lock.remove()
+            pass
+        if released:
+            self.lease.lock.remove()
+        # else the file stays, and nobody locks it from now on: with it others of this host prove our death
         if self.waker is not None:
             self.waker.close()
         self.signals.close()
@@ -333,7 +338,11 @@ class Supervisor:
         if not self.killed:
             self.log.emit("mold.died", generation=mold.generation, how=how, busy=len(self.running))
         now = clock.monotonic()
-        self.mold_at = now if now > mold.started + _YOUNG else now + _MOLD_PAUSE
+        # at once, but a mold that cannot live is not started as fast as it dies
+        self.young_deaths = 0 if now > mold.started + _YOUNG else self.young_deaths + 1
+        self.mold_at = now + min(_MOLD_PAUSE * 2.0 ** (self.young_deaths - 2), _LONGEST_MOLD_PAUSE) * (
+            self.young_deaths > 1
+        )
         for job_id, number in list(self.running):
             lost = {"outcome": "lost", "error_message": f"its mold died ({how})"}
             self.on_ended({"id": job_id, "attempt": number, **lost}, b"")
@@ -402,11 +411,11 @@ class Supervisor:
     def start(self, claims: list[Claim]) -> None:
         """Hand claimed jobs to the mold."""
         for claim in claims:
-            options = self.options_of(claim)
-            self.running[claim.id, claim.attempt] = Running(claim, options)
-            if self.mold is None:
+            if self.mold is None:  # given back by the next turn, since it does not run
                 self.claims_in_doubt = True
                 continue
+            options = self.options_of(claim)
+            self.running[claim.id, claim.attempt] = Running(claim, options)
             header: dict[str, Any] = {
                 "kind": "run",
                 "id": claim.id,

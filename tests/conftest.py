@@ -137,8 +137,15 @@ def _nothing_left() -> Iterator[None]:
             pytest.fail("child processes left behind:\n" + "\n".join(listing), pytrace=False)
 
 
+#: Files that take long as a whole: they are about processes, not about an interpreter's version.
+_LONG = {"test_cli", "test_database_away", "test_demo", "test_many", "test_signals", "test_trackconvert"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        name = item.path.stem
+        if name in _LONG or (name == "test_endings" and "postgresql" in item.name):
+            item.add_marker(pytest.mark.slow)
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in _FIXTURES:
                 item.add_marker(_FIXTURES[fixture])

@@ -180,8 +180,8 @@ def test_a_supervisor_dies_while_it_is_away(bed: Bed, postgres: Postgres) -> Non
 
 @pytest.mark.slow
 def test_term_while_it_is_away(bed: Bed, postgres: Postgres) -> None:
-    """A stop does not wait for ever; what could not be written is rescued, and so run again."""
-    supervisor = bed.start(slots=1, grace_period=2)
+    """A stop does not wait for ever; what could not be written is rescued at once by the next one, and so run again."""
+    supervisor = bed.start(slots=1, grace_period=2, lease=600)
     id = bed.put("hold", {"path": bed.path("go")})
     bed.wait_noted("start", id)
     postgres.stop("immediate")
@@ -199,7 +199,7 @@ def test_term_while_it_is_away(bed: Bed, postgres: Postgres) -> None:
     assert "1 left to be rescued" in supervisor.log
     postgres.start()
     assert bed.row(id).state == State.BUSY
-    supervisor = bed.start(slots=1)
+    supervisor = bed.start(slots=1, lease=600)
     assert [attempt.outcome for attempt in bed.ended(id).attempts] == [Outcome.LOST, Outcome.DONE]
     bed.check_history([id])
     bed.stop(supervisor)
