@@ -62,18 +62,19 @@ class Log:
     """Writes events to a stream, standard error by default."""
 
     def __init__(self, level: str = "info", form: str = "text") -> None:
-        self.lowest = LEVELS.index(level)
+        lowest = LEVELS.index(level)
+        self._silent = {name for name, event in EVENTS.items() if LEVELS.index(event.level) < lowest}
         self.form = form
         self._lines: list[str] = []
         #: Called with (name, fields) of every event, whatever its level.
         self.observers: list[Callable[[str, dict[str, Any]], None]] = []
 
     def emit(self, name: str, **fields: Any) -> None:
-        event = EVENTS[name]
         for observer in self.observers:
             observer(name, fields)
-        if LEVELS.index(event.level) < self.lowest:
+        if name in self._silent:
             return
+        event = EVENTS[name]
         now = clock.utc()
         if self.form == "json":
             line = json.dumps(

@@ -83,6 +83,8 @@ _YOUNG, _MOLD_PAUSE, _LONGEST_MOLD_PAUSE = 5.0, 1.0, 30.0
 #: Characters of a job's error in a log line; the rest is in the row.
 _LONGEST_LINE = 500
 FOREVER = float("inf")
+#: What is done is not run again, whatever its task declared.
+_ANY_POLICY = Policy()
 
 Key = tuple[str, int]
 T = TypeVar("T")
@@ -483,9 +485,10 @@ class Supervisor:
         result: bytes = b"",
     ) -> Ending:
         """Keep an ending until it is written."""
-        policy = Policy.of(options)
+        done = attempt.outcome is Outcome.DONE
+        policy = _ANY_POLICY if done else Policy.of(options)
         then = after(attempt.outcome, tries=claim.tries, crashes=claim.crashes, policy=policy, retry=retry)
-        if attempt.outcome is Outcome.DONE:
+        if done:
             ending = Ending(attempt, then, claim.task, result=result.decode("utf-8", "replace"))
         else:
             ending = Ending(attempt, then, claim.task, error=attempt.sentence())
