@@ -324,8 +324,8 @@ ENDINGS: Mapping[Outcome, str] = {
     Outcome.OVER_CPU: "the process was ended by SIGXCPU",
     Outcome.OUT_OF_MEMORY: "SIGKILL, and the kernel's out-of-memory killer had struck",
     Outcome.CANCELLED: "killed because somebody cancelled the job",
-    Outcome.REQUEUED: "killed because its supervisor stopped; given back",
-    Outcome.LOST: "its mold or supervisor died, was killed, or lost its lease",
+    Outcome.REQUEUED: "killed because its supervisor stopped, or could not renew its lease; given back",
+    Outcome.LOST: "its mold or supervisor died or was killed; or its lease was over and another took it back",
 }
 
 
