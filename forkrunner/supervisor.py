@@ -60,7 +60,7 @@ SIGNALS: dict[int, tuple[str, str]] = {
 #: While attempts run, two transactions are this far apart, so that several endings share one, seconds.
 _GATHER = 0.014
 #: Share of the slots whose endings make a transaction due at once.
-_FULL = 0.9
+_FULL = 0.7
 #: An ending is never held back longer than this, seconds.
 _LONGEST_WAIT = 0.02
 #: Endings in one transaction.
