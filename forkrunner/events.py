@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from . import clock
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 LEVELS = ("debug", "info", "warning", "error")
 #: From this level on a line does not wait for the end of the loop's turn.
@@ -66,12 +63,8 @@ class Log:
         self._silent = {name for name, event in EVENTS.items() if LEVELS.index(event.level) < lowest}
         self.form = form
         self._lines: list[str] = []
-        #: Called with (name, fields) of every event, whatever its level.
-        self.observers: list[Callable[[str, dict[str, Any]], None]] = []
 
     def emit(self, name: str, **fields: Any) -> None:
-        for observer in self.observers:
-            observer(name, fields)
         if name in self._silent:
             return
         event = EVENTS[name]

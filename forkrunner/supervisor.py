@@ -340,11 +340,10 @@ class Supervisor:
         if not self.killed:
             self.log.emit("mold.died", generation=mold.generation, how=how, busy=len(self.running))
         now = clock.monotonic()
-        # at once, but a mold that cannot live is not started as fast as it dies
         self.young_deaths = 0 if now > mold.started + _YOUNG else self.young_deaths + 1
-        self.mold_at = now + min(_MOLD_PAUSE * 2.0 ** (self.young_deaths - 2), _LONGEST_MOLD_PAUSE) * (
-            self.young_deaths > 1
-        )
+        # at once, but a mold that cannot live is not started as fast as it dies
+        again = min(self.young_deaths - 1, 10)
+        self.mold_at = now + min(_MOLD_PAUSE * 2.0 ** (again - 1), _LONGEST_MOLD_PAUSE) if again > 0 else now
         for job_id, number in list(self.running):
             lost = {"outcome": "lost", "error_message": f"its mold died ({how})"}
             self.on_ended({"id": job_id, "attempt": number, **lost}, b"")
