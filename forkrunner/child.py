@@ -12,7 +12,7 @@ import json
 import os
 import sys
 
-from . import channel, current, process
+from . import channel, current, limits, process
 from .progress import end
 
 TYPE_CHECKING = False
@@ -110,7 +110,7 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes) -> None:
     me = os.getpid()
     task = place.tasks[job["task"]]
     if "memory" in job:
-        process.limit_memory(job["memory"])
+        limits.limit_memory(job["memory"])
     current.job = job
     frame = DONE_WITH_NULL
     try:
@@ -167,7 +167,7 @@ class _Nothing:
 def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, Any]:
     """Say how an attempt ended that raised: one line per way."""
     if isinstance(error, MemoryError):
-        process.lift_memory_limit()  # else this report could not be made
+        limits.lift_memory_limit()  # else this report could not be made
     report: dict[str, Any] = {
         "kind": "outcome",
         "outcome": "raised",

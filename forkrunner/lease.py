@@ -11,7 +11,7 @@ lease over deletes that supervisor's row and takes its jobs back. So three thing
 - Only the database's clock decides whether a lease is over.
 
 On its own host a supervisor can be proven dead sooner: its process is gone (boot, pid
-namespace, pid and start time), and so is everything that it forked (`process.LifeLock`).
+namespace, pid and start time), and so is everything that it forked (`identity.LifeLock`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import socket
 import uuid
 from typing import TYPE_CHECKING
 
-from . import __version__, clock, process
+from . import __version__, clock, identity
 from .job import SupervisorRow
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ class Lease:
 
     def __init__(self, folder: str) -> None:
         """Make an id and lock its file; to be done before the mold is started, which inherits the lock."""
-        self._folder = process.private_folder(folder)
+        self._folder = identity.private_folder(folder)
         self.id = str(uuid.uuid4())
-        self.lock = process.LifeLock(_life_file(folder, self.id))
-        self._home = (HOST, process.boot_id(), process.pid_namespace())
+        self.lock = identity.LifeLock(_life_file(folder, self.id))
+        self._home = (HOST, identity.boot_id(), identity.pid_namespace())
         #: By the boot-time clock: from then on the rows may be somebody else's.
         self.ends = float("inf")
 
@@ -59,7 +59,7 @@ class Lease:
             boot_id=self._home[1],
             pid_namespace=self._home[2],
             pid=os.getpid(),
-            start_ticks=process.start_ticks(os.getpid()) or 0,
+            start_ticks=identity.start_ticks(os.getpid()) or 0,
             target=target,
             slots=slots,
             version=__version__,
@@ -96,14 +96,14 @@ class Lease:
         gone = self._store.expire(dead)
         for other in others:
             if other.id in gone:
-                process.LifeLock.discard(_life_file(self._folder, other.id))
+                identity.LifeLock.discard(_life_file(self._folder, other.id))
 
     def _is_proven_dead(self, other: SupervisorRow) -> bool:
         if (other.host, other.boot_id, other.pid_namespace) != self._home:
             return False
-        if process.start_ticks(other.pid) == other.start_ticks:
+        if identity.start_ticks(other.pid) == other.start_ticks:
             return False
-        return process.LifeLock.free(_life_file(self._folder, other.id))
+        return identity.LifeLock.free(_life_file(self._folder, other.id))
 
 
 def _life_file(folder: str, supervisor: str) -> str:

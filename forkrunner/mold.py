@@ -21,7 +21,7 @@ import os
 import signal
 import sys
 
-from . import channel, child, clock, current, process
+from . import channel, child, clock, current, limits, process, scratch
 from .application import load, settle
 from .children import DUMP, FOREVER, TERM, Child, Children
 from .errors import ForkrunnerError
@@ -131,7 +131,7 @@ class Mold:
         self.outgoing = bytearray()
         #: Pages that a child shares with us are not its own.
         self.shared = process.shared_at_fork()
-        self.oom_kills, _ = process.oom_kills()
+        self.oom_kills, _ = limits.oom_kills()
         self.output_limit = 1 << 20
         self.ending = False
         self.spares = 0
@@ -260,8 +260,8 @@ class Mold:
         """Make the files for a child's output and report; without them its job is given back, uncounted."""
         output = -1
         try:
-            output = process.scratch_file("forkrunner-output")
-            return output, process.scratch_file("forkrunner-report")
+            output = scratch.scratch_file("forkrunner-output")
+            return output, scratch.scratch_file("forkrunner-report")
         except OSError as error:
             self.cannot_start(job, error, output)
             return None
@@ -333,10 +333,10 @@ class Mold:
         """Put together all that is known of an ended attempt, as a frame for the supervisor."""
         words, body = _DONE, b"null"
         data = os.pread(dead.report, _REPORT_SIZE, 0)
-        output = process.tail(dead.output, min(_OUTPUT_TAIL, self.output_limit))
+        output = scratch.tail(dead.output, min(_OUTPUT_TAIL, self.output_limit))
         if data != child.DONE_WITH_NULL or output or status or dead.why:
             if len(data) == _REPORT_SIZE:
-                data = process.contents(dead.report)
+                data = scratch.contents(dead.report)
             stacks, _, frame = data.partition(child.REPORT_MARK)
             header, body = judge(dead, status, _report(frame), self.oom_verdict)
             header["kind"] = "ended"
@@ -366,7 +366,7 @@ class Mold:
 
     def oom_verdict(self) -> str | None:
         """Look whether the kernel's out-of-memory killer has struck since we last looked."""
-        kills, own = process.oom_kills()
+        kills, own = limits.oom_kills()
         struck, self.oom_kills = kills > self.oom_kills, kills
         if not struck:
             return None
@@ -400,7 +400,7 @@ class Mold:
         if now < self.cut_at:
             return
         for busy in self.children.busy.values():
-            process.cut(busy.output, self.output_limit)
+            scratch.cut(busy.output, self.output_limit)
         self.cut_at = now + _CUT_EVERY if self.children.busy else FOREVER
 
     # --------------------------------------------------------------------- to the supervisor

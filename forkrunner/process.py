@@ -1,4 +1,4 @@
-"""Every fork, wait, kill, prctl, signal, limit and title: the system calls of the roles, and nothing else.
+"""Every fork, wait, kill, prctl, signal and title: the system calls of the roles, and nothing else.
 
 No decision is taken here. Linux first: what another system lacks (prctl, memfd,
 /proc) is left out there, and the function says what is lost.
@@ -28,11 +28,6 @@ _flush_c = _libc.fflush
 #: signal.signal without its conversions to enums, which touched more pages in a child than all the rest
 _set_handler = sys.modules["_signal"].signal
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-
-#: As fcntl.F_SETFL; that module is not in the memory that a child copies.
-_F_SETFL = 4
-#: FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
-_PUNCH_HOLE = 2 | 1
 
 # glibc's and musl's sigset_t have 128 bytes; macOS uses four of them
 _SETMASK = int(signal.SIG_SETMASK)
@@ -339,52 +334,7 @@ def title(text: str) -> None:
         _set_title("forkrunner: " + text)
 
 
-# ---------------------------------------------------------------------- files and descriptors
-
-
-def scratch_file(name: str) -> int:
-    """Open a nameless file in memory (elsewhere: a deleted temporary one); written by appending only."""
-    if LINUX:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    else:
-        import tempfile
-
-        fd, path = tempfile.mkstemp(prefix=name)
-        os.unlink(path)
-    # append: the file can be cut from outside while the job goes on writing
-    _libc.fcntl(fd, _F_SETFL, os.O_APPEND | os.O_RDWR)
-    return fd
-
-
-def contents(fd: int) -> bytes:
-    size = os.fstat(fd).st_size
-    return os.pread(fd, size, 0) if size else b""
-
-
-def tail(fd: int, length: int) -> bytes:
-    """Read the last bytes of a file that may have been `cut`."""
-    size = os.fstat(fd).st_size
-    return os.pread(fd, length, max(0, size - length)).lstrip(b"\0") if size else b""
-
-
-def cut(fd: int, limit: int) -> None:
-    """If a scratch file holds more than `limit` bytes, give the memory of its middle back; head and tail stay.
-
-    It keeps its length, with a hole in it: whoever appends to it meanwhile loses nothing. Where there are no
-    holes it is cut to its tail, and what is written at this very moment is lost.
-    """
-    status = os.fstat(fd)
-    if status.st_blocks * 512 <= limit:
-        return
-    if LINUX:
-        head = limit // 4
-        hole = status.st_size - limit // 2 - head
-        if hole > 0:
-            _libc.fallocate(fd, _PUNCH_HOLE, ctypes.c_long(head), ctypes.c_long(hole))
-        return
-    kept = tail(fd, limit // 2)
-    os.ftruncate(fd, 0)
-    os.write(fd, b"[...]\n" + kept)
+# -------------------------------------------------------------------------------- descriptors
 
 
 class Reserved:
@@ -463,7 +413,7 @@ def flush_all() -> None:
     _flush_c(None)
 
 
-# ------------------------------------------------------------------------- memory and limits
+# ---------------------------------------------------------------------------------- memory
 
 
 def resident_peak() -> int:
@@ -498,27 +448,6 @@ def shared_at_fork() -> int:
     return int(answer or 0)
 
 
-def limit_memory(own: int) -> None:
-    """Let this process allocate `own` bytes beside what it has now, then MemoryError.
-
-    RLIMIT_DATA, soft: it counts private writable memory only, so a big file can
-    still be mapped, and `lift_memory_limit` makes room for the report.
-    """
-    data = 0
-    with open("/proc/self/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"VmData:"):
-                data = int(line.split()[1]) * 1024
-                break
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (data + own, hard))
-
-
-def lift_memory_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-
-
 def prefer_as_victim() -> None:
     """Let the kernel's out-of-memory killer take this process before the supervisor; forks inherit it."""
     try:
@@ -533,147 +462,12 @@ def prefer_as_victim() -> None:
         os.close(fd)
 
 
-def oom_kills() -> tuple[int, bool]:
-    """Count the out-of-memory kills so far: (number, True if they are of our own cgroup only).
-
-    The counter of the whole machine makes a kill probable, that of our cgroup proves it.
-    """
-    for path in _cgroup_counters():
-        try:
-            with open(path, "rb") as file:
-                for line in file:
-                    if line.startswith(b"oom_kill "):
-                        return int(line.split()[1]), True
-        except OSError:
-            continue
-    try:
-        with open("/proc/vmstat", "rb") as file:
-            for line in file:
-                if line.startswith(b"oom_kill "):
-                    return int(line.split()[1]), False
-    except OSError:
-        pass
-    return 0, False
-
-
-def _cgroup_counters() -> Iterator[str]:
-    try:
-        with open("/proc/self/cgroup") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if path == "/":  # the root counts nothing of its own
-            continue
-        if controllers == "":
-            yield f"/sys/fs/cgroup{path}/memory.events"
-        elif "memory" in controllers.split(","):
-            yield f"/sys/fs/cgroup/memory{path}/memory.oom_control"
-
-
 def threads() -> int:
     """Count the threads of this process, also those that Python does not know."""
     try:
         return len(os.listdir("/proc/self/task"))
     except OSError:
         return 1
-
-
-# ---------------------------------------------------------------------------------- identity
-
-
-def boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def pid_namespace() -> str:
-    try:
-        return str(os.stat("/proc/self/ns/pid").st_ino)
-    except OSError:
-        return ""
-
-
-def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None if it is gone or a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # the name may hold spaces and brackets: count from the last one
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
-
-
-class LifeLock:
-    """A locked file that shows whether any process of a supervisor's family is left.
-
-    An flock belongs to the open file, which forks share: it is free only when
-    supervisor, mold and every forked child are gone, however they went. That is the
-    proof that lets another supervisor of this host run their jobs again at once.
-    """
-
-    def __init__(self, path: str) -> None:
-        import fcntl
-
-        self.path = path
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def remove(self) -> None:
-        self.discard(self.path)
-        os.close(self.fd)
-
-    @staticmethod
-    def discard(path: str) -> None:
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-
-    @staticmethod
-    def free(path: str) -> bool:
-        """Say whether the family that locked `path` is gone; False if there is no such file to prove it."""
-        import fcntl
-
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        return True
-
-
-def private_folder(path: str) -> str:
-    """Make sure that `path` is a folder of our own that nobody else can enter.
-
-    Raises:
-        PermissionError: it belongs to somebody else, is a link, or others may enter it.
-    """
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        status = os.fstat(fd)
-        if status.st_uid != os.geteuid():
-            raise PermissionError(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}")
-        if status.st_mode & 0o077:
-            os.fchmod(fd, 0o700)
-    finally:
-        os.close(fd)
-    return path
 
 
 def exit_now(status: int) -> None:

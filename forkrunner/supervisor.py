@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from . import __version__, channel, clock, process
+from . import __version__, channel, clock, identity, process
 from .errors import StoreError, StoreUnavailable, TargetError
 from .job import Attempt, Ending, Outcome, Policy, after
 from .lease import HOST, Lease
@@ -365,7 +365,7 @@ class Supervisor:
         self.settings = self.reload_settings(header["code"])
         where = place(self.settings)
         for folder in (self.settings.runtime_dir, where["runtime"], where["folder"]):
-            process.private_folder(folder)
+            identity.private_folder(folder)
         self.where = where
         self.progress = Reader(where)
         self.mold.tell(

@@ -1,0 +1,101 @@
+"""Who a process is, beyond its pid, and what proves that it and all of its family are gone.
+
+Used by supervisors and the command line; a mold has no need of it.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def pid_namespace() -> str:
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return ""
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot; None if it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # the name may hold spaces and brackets: count from the last one
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+class LifeLock:
+    """A locked file that shows whether any process of a supervisor's family is left.
+
+    An flock belongs to the open file, which forks share: it is free only when
+    supervisor, mold and every forked child are gone, however they went. That is the
+    proof that lets another supervisor of this host run their jobs again at once.
+    """
+
+    def __init__(self, path: str) -> None:
+        import fcntl
+
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def remove(self) -> None:
+        self.discard(self.path)
+        os.close(self.fd)
+
+    @staticmethod
+    def discard(path: str) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    @staticmethod
+    def free(path: str) -> bool:
+        """Say whether the family that locked `path` is gone; False if there is no such file to prove it."""
+        import fcntl
+
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+
+def private_folder(path: str) -> str:
+    """Make sure that `path` is a folder of our own that nobody else can enter.
+
+    Raises:
+        PermissionError: it belongs to somebody else, is a link, or others may enter it.
+    """
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid():
+            raise PermissionError(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}")
+        if status.st_mode & 0o077:
+            os.fchmod(fd, 0o700)
+    finally:
+        os.close(fd)
+    return path

@@ -1,0 +1,62 @@
+"""Nameless files in memory: what a job writes goes into one, its report into another.
+
+Neither blocks its writer, both outlive a crash of it, and they can be read and cut from outside meanwhile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from .process import LINUX
+
+_libc = ctypes.CDLL(None)
+#: As fcntl.F_SETFL; that module is not in the memory that a child copies.
+_F_SETFL = 4
+#: FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
+_PUNCH_HOLE = 2 | 1
+
+
+def scratch_file(name: str) -> int:
+    """Open a nameless file in memory (elsewhere: a deleted temporary one); written by appending only."""
+    if LINUX:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    else:
+        import tempfile
+
+        fd, path = tempfile.mkstemp(prefix=name)
+        os.unlink(path)
+    # append: the file can be cut from outside while the job goes on writing
+    _libc.fcntl(fd, _F_SETFL, os.O_APPEND | os.O_RDWR)
+    return fd
+
+
+def contents(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    return os.pread(fd, size, 0) if size else b""
+
+
+def tail(fd: int, length: int) -> bytes:
+    """Read the last bytes of a file that may have been `cut`."""
+    size = os.fstat(fd).st_size
+    return os.pread(fd, length, max(0, size - length)).lstrip(b"\0") if size else b""
+
+
+def cut(fd: int, limit: int) -> None:
+    """If a scratch file holds more than `limit` bytes, give the memory of its middle back; head and tail stay.
+
+    It keeps its length, with a hole in it: whoever appends to it meanwhile loses nothing. Where there are no
+    holes it is cut to its tail, and what is written at this very moment is lost.
+    """
+    status = os.fstat(fd)
+    if status.st_blocks * 512 <= limit:
+        return
+    if LINUX:
+        head = limit // 4
+        hole = status.st_size - limit // 2 - head
+        if hole > 0:
+            _libc.fallocate(fd, _PUNCH_HOLE, ctypes.c_long(head), ctypes.c_long(hole))
+        return
+    kept = tail(fd, limit // 2)
+    os.ftruncate(fd, 0)
+    os.write(fd, b"[...]\n" + kept)
