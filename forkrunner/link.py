@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import channel, clock, process
+from . import channel, process
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -22,15 +22,11 @@ class MoldLink:
 
     def __init__(self, boot: dict[str, Any], keep: Collection[int]) -> None:
         """Spawn a mold: a fresh interpreter, which has none of our sockets and locks but `keep`."""
-        self.generation: int = boot["generation"]
-        self.started = clock.monotonic()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self._socket = ours
         self._inbox = channel.Inbox()
         self._outgoing = bytearray()
-        #: The application is imported, and its tasks are known.
-        self.up = False
         argv = [sys.executable, "-c", _CODE, str(theirs.fileno()), str(os.getpid())]
         # else each child looks up anew each function of a library that it calls; not for the jobs' own programs
         extra = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}

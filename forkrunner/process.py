@@ -121,17 +121,21 @@ def reap() -> Iterator[tuple[int, int, resource.struct_rusage]]:
         yield pid, status, usage
 
 
-def reap_all(timeout_ms: int = 2000) -> bool:
-    """Kill and collect all children that are left, until there is none; False if some would not die."""
+def reap_all(timeout_ms: int = 2000, keep: Collection[int] = ()) -> bool:
+    """Kill and collect all children but `keep`, until there is none; False if some would not die."""
     for _ in range(max(timeout_ms // 5, 1)):
-        for pid in children():
-            kill(pid, signal.SIGKILL)
-        for _ in reap():
-            pass
-        if not children():
+        left = [pid for pid in children() if pid not in keep]
+        if not left:
             return True
+        for pid in left:
+            kill(pid, signal.SIGKILL)
+        for pid in left:
+            try:
+                os.waitpid(pid, os.WNOHANG)  # none but these: what is kept may have died too
+            except ChildProcessError:
+                pass
         select.select([], [], [], 0.005)
-    return not children()
+    return not [pid for pid in children() if pid not in keep]
 
 
 def children(pid: int | None = None) -> list[int]:

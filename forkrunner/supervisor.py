@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from . import __version__, channel, clock, identity, process
+from . import __version__, clock, identity, process
 from .errors import StoreError, StoreUnavailable, TargetError
+from .foundry import Foundry, how_it_ended
 from .job import Attempt, Ending, Outcome, Policy, after
 from .lease import HOST, Lease
-from .link import MoldLink
+from .molds import FOREVER, Mold, Stage
 from .outage import Outage
 from .progress import Reader, place
 from .store import Store
@@ -78,11 +79,8 @@ _LAST_WRITES = 10.0
 _CROWDED = 1.0
 #: Outside of the loop a locked SQLite file is waited for so long, seconds.
 _INSIST = 5.0
-#: A second mold that died younger than this is replaced after a pause, doubled up to the last one, seconds.
-_YOUNG, _MOLD_PAUSE, _LONGEST_MOLD_PAUSE = 5.0, 1.0, 30.0
 #: Characters of a job's error in a log line; the rest is in the row.
 _LONGEST_LINE = 500
-FOREVER = float("inf")
 #: What is done is not run again, whatever its task declared.
 _ANY_POLICY = Policy()
 
@@ -91,12 +89,13 @@ T = TypeVar("T")
 
 
 class Running:
-    """One claimed job that the mold has."""
+    """One claimed job that a mold has."""
 
-    __slots__ = ("cancelling", "claim", "options")
+    __slots__ = ("cancelling", "claim", "mold", "options")
 
-    def __init__(self, claim: Claim, options: dict[str, Any]) -> None:
+    def __init__(self, claim: Claim, options: dict[str, Any], mold: Mold) -> None:
         self.claim = claim
+        self.mold = mold
         #: The task's options, with the call's own over them.
         self.options = options
         self.cancelling = False
@@ -118,8 +117,6 @@ class Supervisor:
         self.target = target
         self.log = log
         self.reload_settings = reload_settings
-        self.mold: MoldLink | None = None
-        self.generation = 0
         #: Task name → its options, as the mold told.
         self.tasks: dict[str, dict[str, Any]] = {}
         self.running: dict[Key, Running] = {}
@@ -136,14 +133,13 @@ class Supervisor:
         self.finished = self.quiet = self.killed = False
         self.stop_at = FOREVER
         # when each duty is due, by the monotonic clock
-        self.look_at = self.renew_at = self.rescue_at = self.title_at = self.mold_at = 0.0
+        self.look_at = self.renew_at = self.rescue_at = self.title_at = 0.0
         self.write_at = self.cancel_at = FOREVER
         #: The mold could not fork: nothing is claimed before, whatever slots are free.
         self.crowded_until = 0.0
         self.last_turn = 0.0
         self.idle_pause = _IDLE_FIRST
         self.title_count = 0
-        self.young_deaths = 0
 
     # ------------------------------------------------------------------------------- life
 
@@ -158,6 +154,8 @@ class Supervisor:
         process.keep_to_ourselves()
         self.poll = process.Poll()
         self.poll.watch(self.signals.fileno())
+        self.foundry = Foundry([self.target], self.log, self.poll)
+        self.molds = self.foundry.molds
         self.lease = Lease(self.settings.runtime_dir)
         try:
             self.boot()
@@ -167,7 +165,7 @@ class Supervisor:
                 self.take_messages()
                 now = clock.monotonic()
                 self.take_wakes(ready, now)
-                self.keep_a_mold(now)
+                self.keep_molds(now)
                 if now >= self.outage.retry_at:
                     self.renew(now)
                     self.rescue(now)
@@ -181,10 +179,10 @@ class Supervisor:
             self.log.flush()
 
     def boot(self) -> None:
-        """Start the mold, learn the application's settings, take a lease, say so."""
+        """Start the molds, learn the application's settings, take a lease, say so."""
         process.title(f"supervisor {self.target}")
-        self.start_mold()
-        while not self.mold_is_up():
+        self.keep_molds(clock.monotonic())
+        while not self.molds.ready():
             self.poll.wait(FOREVER)
             self.take_signals()
             if self.stop_at != FOREVER:
@@ -212,9 +210,7 @@ class Supervisor:
 
     def shut_down(self) -> None:
         """Leave no process, no lease and no file behind, as far as that is in our hands."""
-        if self.mold is not None:
-            self.mold.close()
-        if not process.reap_all():
+        if not self.foundry.kill_all():
             self.log.emit("supervisor.leftover")
         released = not self.lease.taken
         try:
@@ -239,7 +235,7 @@ class Supervisor:
         if self.running:
             due = min(due, self.title_at)
         # what is due and not done would make the loop spin
-        return min(due, self.mold_at) if self.mold is None and not self.quiet else due
+        return due if self.quiet else min(due, self.molds.next_due())
 
     # ---------------------------------------------------------------------------- signals
 
@@ -274,8 +270,9 @@ class Supervisor:
 
     def on_child(self, name: str) -> None:
         for pid, status, _ in process.reap():
-            if self.mold is not None and pid == self.mold.pid:
-                self.on_dead_mold(self.mold, status)
+            mold = self.molds.with_pid(pid)
+            if mold is not None:
+                self.on_dead_mold(mold, how_it_ended(status))
 
     def kill(self, reason: str, outcome: Outcome) -> None:
         """End all running attempts at once; `outcome` says whether that counts against them."""
@@ -285,10 +282,9 @@ class Supervisor:
         self.stop_at = clock.monotonic()
         if self.running:
             self.log.emit("supervisor.killing", signal=reason, busy=len(self.running))
-        if self.mold is not None:
-            grace = min(self.settings.grace, 1.0)
-            sentence = f"ended with its supervisor ({reason})"
-            self.mold.tell({"kind": "end", "outcome": outcome, "sentence": sentence, "grace": grace})
+        grace = min(self.settings.grace, 1.0)
+        sentence = f"ended with its supervisor ({reason})"
+        self.foundry.tell_all({"kind": "end", "outcome": outcome, "sentence": sentence, "grace": grace})
 
     def proceed_with_stopping(self, now: float) -> None:
         if self.stop_at == FOREVER:
@@ -304,63 +300,35 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------- mold
 
-    def mold_is_up(self) -> bool:
-        return self.mold is not None and self.mold.up
+    def keep_molds(self, now: float) -> None:
+        if not self.quiet:
+            for place in self.molds.missing(now):
+                # the life lock must be held for as long as any child lives
+                self.foundry.start(place, self.settings, keep=[self.lease.lock.fd])
 
-    def start_mold(self) -> None:
-        self.generation += 1
-        boot = {
-            "target": self.target,
-            "generation": self.generation,
-            "folder": os.getcwd(),
-            "preload": self.settings.preload,
-            "allow_threads": self.settings.allow_threads,
-        }
-        # the life lock must be held for as long as any child lives
-        self.mold = MoldLink(boot, keep=[self.lease.lock.fd])
-        self.poll.watch(self.mold.fileno())
-        self.mold.send()
-
-    def keep_a_mold(self, now: float) -> None:
-        if self.mold is None and now >= self.mold_at and not self.quiet:
-            self.start_mold()
-
-    def on_dead_mold(self, mold: MoldLink, status: int) -> None:
+    def on_dead_mold(self, mold: Mold, how: str) -> None:
         """Count its attempts as lost, once it is certain that none of its children is left."""
-        self.take_messages()
-        self.poll.forget(mold.fileno())
-        mold.close()
-        self.mold = None
-        # its children were tied to it and fell to us: when we have none left, none runs
-        process.reap_all()
-        code = os.waitstatus_to_exitcode(status)
-        how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        if not mold.up and self.generation == 1 and not self.quiet:
+        self.take_messages_of(mold)
+        self.foundry.bury(mold)
+        if mold.stage is Stage.STARTING and self.store is None and not self.quiet:
             raise TargetError(f"{self.target}: the process ended while the application was imported ({how})")
         if not self.killed:
-            self.log.emit("mold.died", generation=mold.generation, how=how, busy=len(self.running))
-        now = clock.monotonic()
-        self.young_deaths = 0 if now > mold.started + _YOUNG else self.young_deaths + 1
-        # at once, but a mold that cannot live is not started as fast as it dies
-        again = min(self.young_deaths - 1, 10)
-        self.mold_at = now + min(_MOLD_PAUSE * 2.0 ** (again - 1), _LONGEST_MOLD_PAUSE) if again > 0 else now
-        for job_id, number in list(self.running):
-            lost = {"outcome": "lost", "error_message": f"its mold died ({how})"}
-            self.on_ended({"id": job_id, "attempt": number, **lost}, b"")
+            self.log.emit("mold.died", generation=mold.generation, how=how, busy=mold.busy)
+        for (job_id, number), run in list(self.running.items()):
+            if run.mold is mold:
+                lost = {"outcome": "lost", "error_message": f"its mold died ({how})"}
+                self.on_ended(mold, {"id": job_id, "attempt": number, **lost}, b"")
 
     def take_messages(self) -> None:
-        if self.mold is None:
-            return
-        try:
-            for header, body in self.mold.receive():
-                getattr(self, "on_" + header["kind"])(header, body)
-        except channel.Garbled as error:
-            self.log.emit("mold.garbled", error=str(error))
-            process.kill_tree(self.mold.pid)  # SIGCHLD follows, and all of its attempts are lost
+        for mold in self.molds:
+            self.take_messages_of(mold)
 
-    def on_up(self, header: dict[str, Any], body: bytes) -> None:
-        assert self.mold is not None
-        self.mold.up = True
+    def take_messages_of(self, mold: Mold) -> None:
+        for header, body in self.foundry.receive(mold):
+            getattr(self, "on_" + header["kind"])(mold, header, body)
+
+    def on_up(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        self.molds.up(mold, header["tasks"])
         self.tasks = header["tasks"]
         self.settings = self.reload_settings(header["code"])
         where = place(self.settings)
@@ -368,7 +336,7 @@ class Supervisor:
             identity.private_folder(folder)
         self.where = where
         self.progress = Reader(where)
-        self.mold.tell(
+        mold.link.tell(
             {
                 "kind": "go",
                 "spares": min(self.settings.spares, self.settings.slots),
@@ -378,28 +346,27 @@ class Supervisor:
             }
         )
         self.tell_lease()
-        seconds = clock.monotonic() - self.mold.started
+        seconds = clock.monotonic() - mold.started
         # of the first one `supervisor.started` tells
         self.log.emit(
-            "mold.up" if self.generation > 1 else "mold.ready",
-            generation=self.generation,
+            "mold.ready" if self.store is None else "mold.up",
+            generation=mold.generation,
             tasks=len(self.tasks),
             seconds=seconds,
-            pid=self.mold.pid,
+            pid=mold.link.pid,
         )
         if header["threads"] > 1:
             self.log.emit("mold.threads", threads=header["threads"])
         self.look_at = 0.0
 
-    def on_broken(self, header: dict[str, Any], body: bytes) -> None:
-        if self.generation == 1:
+    def on_broken(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        if self.store is None:
             raise TargetError(header["error"], traceback=header.get("traceback"))
         # the code was changed under a running supervisor: it may be mended in the same way
         self.log.emit("mold.broken", error=header["error"])
 
     def send(self, now: float) -> None:
-        if self.mold is not None:
-            self.poll.watch(self.mold.fileno(), write=self.mold.send())
+        self.foundry.send()
         if now >= self.title_at:
             rate = (self.ended_count - self.title_count) / max(
                 now - self.title_at + _TITLE_EVERY, _TITLE_EVERY
@@ -410,13 +377,15 @@ class Supervisor:
     # --------------------------------------------------------------------------- attempts
 
     def start(self, claims: list[Claim]) -> None:
-        """Hand claimed jobs to the mold."""
+        """Hand claimed jobs to the molds."""
         for claim in claims:
-            if self.mold is None:  # given back by the next turn, since it does not run
+            mold = self.molds.choose()
+            if mold is None:  # given back by the next turn, since it does not run
                 self.claims_in_doubt = True
                 continue
             options = self.options_of(claim)
-            self.running[claim.id, claim.attempt] = Running(claim, options)
+            self.running[claim.id, claim.attempt] = Running(claim, options, mold)
+            mold.busy += 1
             header: dict[str, Any] = {
                 "kind": "run",
                 "id": claim.id,
@@ -429,7 +398,7 @@ class Supervisor:
             for limit in ("timeout", "memory"):
                 if options.get(limit) is not None:
                     header[limit] = options[limit]
-            self.mold.tell(header, claim.arguments.encode())
+            mold.link.tell(header, claim.arguments.encode())
             self.log.emit("job.started", task=claim.task, id=claim.id, attempt=claim.attempt)
 
     def options_of(self, claim: Claim) -> dict[str, Any]:
@@ -437,11 +406,12 @@ class Supervisor:
         options = self.tasks.get(claim.task, {})
         return options | msgspec.json.decode(claim.options) if claim.options else options
 
-    def on_ended(self, facts: dict[str, Any], body: bytes) -> None:
+    def on_ended(self, mold: Mold, facts: dict[str, Any], body: bytes) -> None:
         """Decide what becomes of a job whose attempt has ended, and keep it to be written. Keeps (2)."""
         run = self.running.pop((facts["id"], facts["attempt"]), None)
         if run is None:
             return  # told twice, or given back meanwhile
+        mold.busy -= 1
         claim = run.claim
         if facts.get("progress", True):  # unless it is known to have said nothing
             self.progress.drop(claim.id)
@@ -467,9 +437,10 @@ class Supervisor:
         )
         self.keep(attempt, claim, run.options, retry=facts.get("retry", True), result=body)
 
-    def on_refused(self, header: dict[str, Any], body: bytes) -> None:
-        """Give a job back that the mold could not fork for; it counts as nothing."""
-        self.running.pop((header["id"], header["attempt"]), None)
+    def on_refused(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        """Give a job back that a mold could not fork for; it counts as nothing."""
+        if self.running.pop((header["id"], header["attempt"]), None):
+            mold.busy -= 1
         self.claims_in_doubt = True  # what is busy under our id and does not run is given back
         self.crowded_until = clock.monotonic() + _CROWDED
         self.log.emit("job.refused", id=header["id"], error=header["error"])
@@ -520,7 +491,7 @@ class Supervisor:
     # ------------------------------------------------------------------------------- rows
 
     def free_slots(self) -> int:
-        if self.quiet or not self.mold_is_up():
+        if self.quiet or not self.molds.take_jobs():
             return 0
         # endings that pile up because the database is away keep slots: we must not run ever more
         return max(
@@ -560,8 +531,7 @@ class Supervisor:
         written, claims = answer
         # first what others wait for
         self.start(claims)
-        if self.mold is not None:
-            self.mold.send()
+        self.foundry.send()
         for ending in batch:
             self.endings.popleft()
             self.report(ending, (ending.attempt.job_id, ending.attempt.attempt) in written)
@@ -604,10 +574,10 @@ class Supervisor:
         store, supervisor = self.store, self.lease.id
         for job_id, number, reason in self.ask(lambda: store.cancel_requests(supervisor)) or ():
             run = self.running.get((job_id, number))
-            if run is not None and not run.cancelling and self.mold is not None:
+            if run is not None and not run.cancelling:
                 run.cancelling = True
                 order = {"kind": "kill", "id": job_id, "attempt": number, "outcome": "cancelled"}
-                self.mold.tell(order | {"sentence": reason or "by request"})
+                run.mold.link.tell(order | {"sentence": reason or "by request"})
 
     # ------------------------------------------------------------------------------ lease
 
@@ -622,8 +592,8 @@ class Supervisor:
         self.tell_lease()
 
     def tell_lease(self) -> None:
-        if self.mold is not None and self.lease.taken:
-            self.mold.tell({"kind": "lease", "until": self.lease.kill_at})
+        if self.lease.taken:
+            self.foundry.tell_all({"kind": "lease", "until": self.lease.kill_at})
 
     def renew(self, now: float) -> None:
         if now < self.renew_at:
@@ -645,13 +615,9 @@ class Supervisor:
         self.running.clear()
         self.endings.clear()
         self.claims_in_doubt = False
-        if self.mold is not None:
-            # here and now, for what would be claimed under the new name must not be handed to it; the next one
-            # holds the new lock
-            self.poll.forget(self.mold.fileno())
-            self.mold.close()
-            self.mold = None
-            process.reap_all()
+        # here and now, for what would be claimed under the new name must not be handed to them; the next ones
+        # hold the new lock
+        self.foundry.kill_all()
         self.lease.lock.remove()
         self.lease = Lease(self.settings.runtime_dir)
         self.log.emit("supervisor.lost_lease", busy=lost, supervisor=self.lease.id)

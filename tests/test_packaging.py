@@ -58,7 +58,7 @@ FUNCTIONS = {
 #: A module imports none from a higher floor (DESIGN section 5).
 FLOORS = [
     {"errors", "clock", "units", "current", "job"},
-    {"config", "events", "tasks", "arguments", "typed", "children", "channel", "verdict", "outage"},
+    {"config", "events", "tasks", "arguments", "typed", "children", "channel", "verdict", "outage", "molds"},
     {
         "process",
         "identity",
@@ -73,7 +73,7 @@ FLOORS = [
         "progress",
         "mail",
     },
-    {"application", "child", "mold", "link", "lease", "supervisor", "runner"},
+    {"application", "child", "mold", "link", "foundry", "lease", "supervisor", "runner"},
     {"cli", "invocation", "terminal", "wsgi", "testing", "__main__"},
 ]
 

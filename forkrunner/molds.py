@@ -1,0 +1,142 @@
+"""The supervisor's memory of its molds: which there are, which takes the next job, where one is missing.
+
+No system call is made here, so tests start nothing: this says what is due, `foundry.py` does it. A place is
+where one mold is to serve at any time; what happens there:
+
+    STARTING ──up──▶ SERVING ──retire──▶ DRAINING ──its last job ended──▶ gone
+       │                │                   │
+       └──died──────────┴───────died────────┴──▶ gone, and its attempts are lost
+
+Always true between two turns of the supervisor's loop:
+(1) a place has at most one mold that serves, and at most one that starts;
+(2) only one that serves is given jobs;
+(3) a place with no mold at all has a moment at which one is started.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .link import MoldLink
+
+FOREVER = float("inf")
+#: A second mold that died younger than this is replaced after a pause, doubled up to the last one, seconds.
+YOUNG, FIRST_PAUSE, LAST_PAUSE = 5.0, 1.0, 30.0
+
+
+class Stage(enum.StrEnum):
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class Mold:
+    """One mold, from its start to its death."""
+
+    __slots__ = ("busy", "generation", "link", "place", "stage", "started", "tasks")
+
+    def __init__(self, place: Place, generation: int, link: MoldLink, now: float) -> None:
+        self.place = place
+        self.generation = generation
+        self.link = link
+        self.stage = Stage.STARTING
+        self.started = now
+        #: How many attempts it has.
+        self.busy = 0
+        #: Task name → its options, as it told when it was up.
+        self.tasks: dict[str, dict[str, Any]] = {}
+
+
+class Place:
+    """Where one mold of an application is to serve."""
+
+    __slots__ = ("due", "serving", "starting", "target", "young_deaths")
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.serving: Mold | None = None
+        self.starting: Mold | None = None
+        #: When a mold is to be started here, whether or not one serves; FOREVER: none.
+        self.due = 0.0
+        self.young_deaths = 0
+
+
+class Molds:
+    """All molds of one supervisor, oldest first."""
+
+    def __init__(self, targets: list[str]) -> None:
+        self.places = [Place(target) for target in targets]
+        self.generation = 0
+        self._all: list[Mold] = []
+
+    def __iter__(self) -> Iterator[Mold]:
+        return iter(tuple(self._all))
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def with_pid(self, pid: int) -> Mold | None:
+        return next((mold for mold in self._all if mold.link.pid == pid), None)
+
+    def start(self, place: Place, generation: int, link: MoldLink, now: float) -> Mold:
+        mold = Mold(place, generation, link, now)
+        place.starting, place.due = mold, FOREVER
+        self._all.append(mold)
+        return mold
+
+    def up(self, mold: Mold, tasks: dict[str, dict[str, Any]]) -> Mold | None:
+        """Let it serve from now on; return the one that did, which is to be retired."""
+        place = mold.place
+        before, place.serving, place.starting = place.serving, mold, None
+        mold.stage, mold.tasks = Stage.SERVING, tasks
+        if before is not None:
+            before.stage = Stage.DRAINING
+        return before
+
+    def died(self, mold: Mold, now: float) -> None:
+        """Forget a dead one, and say when the place gets another. Keeps (3)."""
+        self._all.remove(mold)
+        place = mold.place
+        if mold is place.starting:
+            place.starting = None
+        elif mold is place.serving:
+            place.serving = None
+        else:
+            return
+        if place.serving is not None or place.starting is not None:
+            return
+        place.young_deaths = 0 if now > mold.started + YOUNG else place.young_deaths + 1
+        # at once, but a mold that cannot live is not started as fast as it dies
+        again = min(place.young_deaths - 1, 10)
+        place.due = now + min(FIRST_PAUSE * 2.0 ** (again - 1), LAST_PAUSE) if again > 0 else now
+
+    def clear(self) -> None:
+        """Forget them all: they were killed on purpose. Keeps (3)."""
+        self._all.clear()
+        for place in self.places:
+            place.serving = place.starting = None
+            place.due = 0.0
+
+    def missing(self, now: float) -> list[Place]:
+        """Return the places where a mold is to be started now."""
+        return [place for place in self.places if place.due <= now and place.starting is None]
+
+    def next_due(self) -> float:
+        return min((place.due for place in self.places if place.starting is None), default=FOREVER)
+
+    def ready(self) -> bool:
+        """Say whether every place has a mold that serves."""
+        return all(place.serving is not None for place in self.places)
+
+    def take_jobs(self) -> bool:
+        """Say whether any mold serves."""
+        return any(place.serving is not None for place in self.places)
+
+    def choose(self) -> Mold | None:
+        """Return the mold for the next job: of those that serve the one with the fewest attempts. Keeps (2)."""
+        serving = [place.serving for place in self.places if place.serving is not None]
+        return min(serving, key=lambda mold: mold.busy, default=None)
