@@ -194,6 +194,22 @@ class Attempt:
     cpu_system_seconds: float | None = None
     #: Its own peak, without the pages that it shared with the mold at the start.
     peak_memory_bytes: int | None = None
+    task: str | None = None
+    #: From when it was due, or given back, to when its process began.
+    waited_seconds: float | None = None
+    run_seconds: float | None = None
+    #: Pages that it touched first, or copied; and those of them that were read from a disk.
+    minor_faults: int | None = None
+    major_faults: int | None = None
+    #: How often it waited for something, and how often it was made to wait for others.
+    voluntary_switches: int | None = None
+    involuntary_switches: int | None = None
+    #: Processes that it had started and that were killed when it had ended.
+    leftover_processes: int | None = None
+    #: How much it wrote to stdout and stderr, kept or not.
+    output_bytes: int | None = None
+    #: JSON list of what was done to end it by force, each `{"step": …, "after": seconds since its start, …}`.
+    steps: str | None = None
 
     def sentence(self) -> str:
         """Say in one line how it ended, for an ending that was not `done`."""
@@ -221,6 +237,8 @@ class Claim:
     started_at: datetime
     #: Who holds it: the claimer, or for a row to be rescued the dead one.
     supervisor: str
+    #: When it was due.
+    run_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

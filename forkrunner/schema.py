@@ -20,7 +20,7 @@ from .job import Outcome, State
 
 #: Every revision that was ever released, oldest first; a normal start compares the last one with the version
 #: table and so need not import Alembic.
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 REVISION = REVISIONS[-1]
 VERSION_TABLE = "forkrunner_version"
 
@@ -145,7 +145,27 @@ attempts = sa.Table(
     sa.Column("cpu_user_seconds", sa.Double),
     sa.Column("cpu_system_seconds", sa.Double),
     sa.Column("peak_memory_bytes", sa.BigInteger),
+    # of its job, so that what a task costs can be told without a join
+    sa.Column("task", sa.Text),
+    sa.Column("waited_seconds", sa.Double),
+    sa.Column("run_seconds", sa.Double),
+    sa.Column("minor_faults", sa.BigInteger),
+    sa.Column("major_faults", sa.BigInteger),
+    sa.Column("voluntary_switches", sa.BigInteger),
+    sa.Column("involuntary_switches", sa.BigInteger),
+    sa.Column("leftover_processes", sa.Integer),
+    sa.Column("output_bytes", sa.BigInteger),
+    sa.Column("steps", sa.Text),
     sa.CheckConstraint(one_of("outcome", OUTCOMES), name="forkrunner_attempts_outcome"),
+)
+
+# What an attempt wrote, where that is more than `output_tail` has room for; most write less, and have no row here.
+outputs = sa.Table(
+    "forkrunner_outputs",
+    metadata,
+    sa.Column("job_id", ID, primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("text", sa.Text, nullable=False),
 )
 
 supervisors = sa.Table(

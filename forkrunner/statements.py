@@ -19,7 +19,7 @@ CHANNEL = "forkrunner"
 JOB = tuple(column.name for column in jobs.columns)
 ATTEMPT = tuple(column.name for column in attempts.columns)
 CLAIM = (jobs.c.id, jobs.c.task, jobs.c.queue, jobs.c.attempt, jobs.c.tries, jobs.c.crashes, jobs.c.arguments,
-          jobs.c.options, jobs.c.created_at, jobs.c.started_at, jobs.c.supervisor)  # fmt: skip
+          jobs.c.options, jobs.c.created_at, jobs.c.started_at, jobs.c.supervisor, jobs.c.run_at)  # fmt: skip
 
 # As literals: only from these can a database prove that the index of live rows has what is asked for.
 _PENDING = sa.literal_column("'pending'", sa.Text)
@@ -92,7 +92,7 @@ class Statements:
                 attempt=jobs.c.attempt + sa.literal_column("1", sa.Integer),
                 started_at=self.database.now,
             )
-            .returning(*CLAIM, jobs.c.priority, jobs.c.run_at)
+            .returning(*CLAIM, jobs.c.priority)
         )
 
     @functools.cached_property

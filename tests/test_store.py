@@ -140,7 +140,9 @@ def test_a_job_goes_from_enqueue_to_done(store):
     )  # fmt: skip
     later = NOW + timedelta(seconds=1)
     claim = claim_one(store, now=later)
-    assert claim == Claim(job, "convert", "default", 1, 0, 0, '{"a": 1}', '{"timeout": 5}', NOW, later, "a")
+    assert claim == Claim(
+        job, "convert", "default", 1, 0, 0, '{"a": 1}', '{"timeout": 5}', NOW, later, "a", NOW
+    )
     busy = store.get(job)
     assert (busy.state, busy.supervisor, busy.started_at, busy.attempt) == (State.BUSY, "a", later, 1)
     end = later + timedelta(microseconds=999_998)
