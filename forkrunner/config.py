@@ -288,7 +288,7 @@ def _runtime_dir(environ: Mapping[str, str]) -> str:
 
 
 class Settings:
-    """What `load` found: read-only; each attribute is declared here and nowhere else."""
+    """What `load` found: read-only but for `fix`; each attribute is declared here and nowhere else."""
 
     __slots__ = ("_sources", "_values", "warnings")
 
@@ -387,6 +387,13 @@ class Settings:
     def source(self, name: str) -> str:
         """Say where a value came from: a flag, a variable, the code, a file, or `default`."""
         return self._sources[name]
+
+    def fix(self, before: Settings, names: Iterable[str]) -> list[str]:
+        """Take these values from other settings, where they differ; return the names of those."""
+        changed = [name for name in names if self._values[name] != before._values[name]]
+        self._values = {**self._values, **{name: before._values[name] for name in changed}}
+        self._sources = {**self._sources, **{name: before._sources[name] for name in changed}}
+        return changed
 
     def shown(self, name: str) -> str:
         """Word a value for people, passwords hidden; empty when there is none."""

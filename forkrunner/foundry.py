@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ class Foundry:
         self.molds = Molds(targets)
         self.log = log
         self.poll = poll
+        self.folder = _folder()
 
     def start(self, place: Place, settings: Settings, keep: Collection[int]) -> None:
         """Start a mold there; `keep` are the descriptors that it and its children must hold as long as they live."""
@@ -31,7 +33,7 @@ class Foundry:
         boot = {
             "target": place.target,
             "generation": self.molds.generation,
-            "folder": os.getcwd(),
+            "folder": self.folder,
             "preload": settings.preload,
             "allow_threads": settings.allow_threads,
         }
@@ -56,6 +58,23 @@ class Foundry:
         for mold in self.molds:
             mold.link.tell(header)
 
+    def retire(self, mold: Mold, reason: str) -> None:
+        """Give a mold no more jobs; it ends when its last one has."""
+        mold.link.tell({"kind": "end", "reason": reason})
+        self.log.emit("mold.retired", generation=mold.generation, busy=mold.busy)
+
+    def reload(self) -> None:
+        for mold in self.molds.reload():
+            process.kill_tree(mold.link.pid)
+
+    def broken(self, mold: Mold, error: str, traceback: str | None = None) -> None:
+        """Tell why a mold does not come up, and that who serves goes on."""
+        self.molds.discard(mold)
+        self.molds.give_up(mold.place.target)
+        serving = mold.place.serving
+        then = f"mold {serving.generation} goes on" if serving else "it is tried again"
+        self.log.emit("mold.broken", error=error + _where(traceback, self.folder), then=then)
+
     def bury(self, mold: Mold) -> None:
         """Forget a dead mold, and make certain that nothing of it is left running."""
         self.poll.forget(mold.link.fileno())
@@ -71,6 +90,22 @@ class Foundry:
             mold.link.close()
         self.molds.clear()
         return process.reap_all()
+
+
+def _folder() -> str:
+    """Return the current folder by the name that we were started under: a link in it may lead to a new release."""
+    here, named = os.getcwd(), os.environ.get("PWD", "")
+    try:
+        return named if named.startswith("/") and os.path.samefile(named, here) else here
+    except OSError:
+        return here
+
+
+def _where(traceback: str | None, folder: str) -> str:
+    """Name the line of the application in which an import failed."""
+    found = re.findall(r'File "([^"<]+)", line (\d+)', traceback or "")
+    own = [(path, line) for path, line in found if path.startswith(os.path.join(folder, ""))]
+    return "".join(f", at {os.path.relpath(path, folder)}:{line}" for path, line in own[-1:])
 
 
 def how_it_ended(status: int) -> str:

@@ -24,7 +24,7 @@ import sys
 from . import channel, child, clock, current, limits, process, scratch
 from .application import load, settle
 from .children import DUMP, FOREVER, TERM, Child, Children
-from .errors import ForkrunnerError
+from .errors import ForkrunnerError, TargetError
 from .verdict import judge
 
 TYPE_CHECKING = False
@@ -68,6 +68,7 @@ def main() -> None:
     title = f"mold {boot['target']} gen {boot['generation']}"
     process.title(title)
     try:
+        _enter(boot["folder"])
         runner = load(boot["target"], boot["folder"], boot["preload"])
         place = settle(runner, boot, keep=[link])
     except ForkrunnerError as error:
@@ -78,7 +79,7 @@ def main() -> None:
     _send_all(
         link, channel.pack({"kind": "up", "tasks": tasks, "code": runner.code, "threads": process.threads()})
     )
-    mold = Mold(link, place)
+    mold = Mold(link, place, title)
     try:
         mold.run()
     except BaseException:
@@ -98,6 +99,14 @@ def _first_message(link: int) -> tuple[dict[str, Any], bytes]:
             return message
 
 
+def _enter(folder: str) -> None:
+    try:
+        # by its name: a link in it may lead elsewhere than when the supervisor was started
+        os.chdir(folder)
+    except OSError as error:
+        raise TargetError(f"{folder}: {error.strerror}; the application was to be imported there") from error
+
+
 def _send_all(link: int, data: bytes) -> None:
     while data:
         data = data[os.write(link, data) :]
@@ -114,8 +123,9 @@ def _report(frame: bytes) -> child.Message | None:
 class Mold:
     """Bookkeeping is in `children`, system calls in `process`; this decides and talks."""
 
-    def __init__(self, link: int, place: child.Place) -> None:
+    def __init__(self, link: int, place: child.Place, title: str) -> None:
         """Block all signals and move what is the mold's own to where children close it."""
+        self.title = title
         self.place = place
         self.link = place.reserved.move(link)
         os.set_blocking(self.link, False)
@@ -198,9 +208,11 @@ class Mold:
     def on_end(self, header: dict[str, Any]) -> None:
         """Take no more jobs; with an outcome given, end the running ones by the ladder as that."""
         self.ending = True
-        self.spares = 0
+        process.title(self.title + " (draining)")
+        # not by a signal: jobs that came with this message must not be given to the dying
         for spare in self.children.spares:
-            process.kill(spare.pid, signal.SIGKILL)
+            self.release(spare)
+        self.children.spares.clear()
         if header.get("outcome"):
             now = clock.monotonic()
             for victim in self.children.busy.values():

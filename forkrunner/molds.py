@@ -3,9 +3,13 @@
 No system call is made here, so tests start nothing: this says what is due, `foundry.py` does it. A place is
 where one mold is to serve at any time; what happens there:
 
-    STARTING ──up──▶ SERVING ──retire──▶ DRAINING ──its last job ended──▶ gone
-       │                │                   │
-       └──died──────────┴───────died────────┴──▶ gone, and its attempts are lost
+    STARTING ──up──▶ SERVING ──another is up──▶ DRAINING ──its last job ended──▶ gone
+       │                │                          │
+       ├──died──────────┴──────────died────────────┴──▶ gone, and its attempts are lost
+       └──does not import, or is not wanted any more──▶ DISCARDED ──died──▶ gone
+
+A reload, or a renewal, starts a mold where one serves. Until the new one is up, and if it never is, the old
+one goes on.
 
 Always true between two turns of the supervisor's loop:
 (1) a place has at most one mold that serves, and at most one that starts;
@@ -32,6 +36,7 @@ class Stage(enum.StrEnum):
     STARTING = "starting"
     SERVING = "serving"
     DRAINING = "draining"
+    DISCARDED = "discarded"
 
 
 class Mold:
@@ -54,7 +59,7 @@ class Mold:
 class Place:
     """Where one mold of an application is to serve."""
 
-    __slots__ = ("due", "serving", "starting", "target", "young_deaths")
+    __slots__ = ("due", "serving", "starting", "target", "tasks", "young_deaths")
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -63,6 +68,8 @@ class Place:
         #: When a mold is to be started here, whether or not one serves; FOREVER: none.
         self.due = 0.0
         self.young_deaths = 0
+        #: The tasks of the mold that served here last: whose turn it is while none does.
+        self.tasks: dict[str, dict[str, Any]] = {}
 
 
 class Molds:
@@ -92,7 +99,7 @@ class Molds:
         """Let it serve from now on; return the one that did, which is to be retired."""
         place = mold.place
         before, place.serving, place.starting = place.serving, mold, None
-        mold.stage, mold.tasks = Stage.SERVING, tasks
+        mold.stage, mold.tasks, place.tasks = Stage.SERVING, tasks, tasks
         if before is not None:
             before.stage = Stage.DRAINING
         return before
@@ -107,7 +114,7 @@ class Molds:
             place.serving = None
         else:
             return
-        if place.serving is not None or place.starting is not None:
+        if place.serving or place.starting or place.due != FOREVER:
             return
         place.young_deaths = 0 if now > mold.started + YOUNG else place.young_deaths + 1
         # at once, but a mold that cannot live is not started as fast as it dies
@@ -121,12 +128,43 @@ class Molds:
             place.serving = place.starting = None
             place.due = 0.0
 
-    def missing(self, now: float) -> list[Place]:
-        """Return the places where a mold is to be started now."""
-        return [place for place in self.places if place.due <= now and place.starting is None]
+    def reload(self) -> list[Mold]:
+        """Have each place get a new mold; return those that were starting, whose code may be old: kill them."""
+        for place in self.places:
+            place.due = 0.0
+        stale = [place.starting for place in self.places if place.starting is not None]
+        for mold in stale:
+            self.discard(mold)
+        return stale
 
-    def next_due(self) -> float:
-        return min((place.due for place in self.places if place.starting is None), default=FOREVER)
+    def discard(self, mold: Mold) -> None:
+        """Give up one that starts; who serves in its place goes on."""
+        mold.stage = Stage.DISCARDED
+
+    def give_up(self, target: str) -> None:
+        """Replace no more molds of an application that does not import: each would fail alike."""
+        for place in self.places:
+            if place.target == target and place.serving is not None:
+                place.due = FOREVER
+
+    def missing(self, now: float, *, quiet: bool = False) -> list[Place]:
+        """Return the places where a mold is to be started now: see `_open`.
+
+        Where none serves all at once; where one does, one after the other: starting costs CPU, and most of the
+        molds should have their hands free.
+        """
+        due = [place for place in self._open(quiet) if place.due <= now]
+        return [place for place in due if place.serving is None] or due[:1]
+
+    def next_due(self, *, quiet: bool = False) -> float:
+        return min((place.due for place in self._open(quiet)), default=FOREVER)
+
+    def _open(self, quiet: bool) -> list[Place]:
+        """Return where a mold may be started: while one starts only where none serves, while quiet only where one does."""
+        places = [place for place in self.places if place.starting is None]
+        if len(places) < len(self.places):
+            places = [place for place in places if place.serving is None]
+        return [place for place in places if place.serving is not None] if quiet else places
 
     def ready(self) -> bool:
         """Say whether every place has a mold that serves."""
@@ -136,7 +174,15 @@ class Molds:
         """Say whether any mold serves."""
         return any(place.serving is not None for place in self.places)
 
-    def choose(self) -> Mold | None:
-        """Return the mold for the next job: of those that serve the one with the fewest attempts. Keeps (2)."""
-        serving = [place.serving for place in self.places if place.serving is not None]
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """Return the tasks of all applications with their options, of the newest code that served."""
+        return {name: options for place in reversed(self.places) for name, options in place.tasks.items()}
+
+    def choose(self, task: str) -> Mold | None:
+        """Return the mold for a job: of those that know the task the one with the fewest attempts. Keeps (2).
+
+        None: all that know it are missing at the moment. What nobody knows is the first application's to refuse.
+        """
+        places = [place for place in self.places if task in place.tasks] or self.places
+        serving = [place.serving for place in places if place.serving is not None]
         return min(serving, key=lambda mold: mold.busy, default=None)

@@ -210,6 +210,11 @@ def _noted(number: int, frame: FrameType | None) -> None:
     """Do nothing: the wake-up pipe has the number already. No logging, no I/O, no raise."""
 
 
+def has_terminal() -> bool:
+    """Say whether we talk to a terminal; it is none any more when it was closed."""
+    return any(os.isatty(fd) for fd in (0, 1, 2))
+
+
 class Signals:
     """Queues signals into a pipe that wakes the loop. One per process, in its main thread."""
 

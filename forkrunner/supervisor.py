@@ -26,18 +26,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from . import __version__, clock, identity, process
-from .errors import StoreError, StoreUnavailable, TargetError
+from .errors import ConfigError, StoreError, StoreUnavailable, TargetError
 from .foundry import Foundry, how_it_ended
 from .job import Attempt, Ending, Outcome, Policy, after
 from .lease import HOST, Lease
 from .molds import FOREVER, Mold, Stage
 from .outage import Outage
-from .progress import Reader, place
+from .progress import Reader
+from .progress import place as progress_place
 from .store import Store
 from .wake import open_waker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .config import Settings
     from .events import Log
@@ -55,6 +56,10 @@ SIGNALS: dict[int, tuple[str, str]] = {
     signal.SIGQUIT: ("on_give_back", "kill and give back: as kill, but the attempts count as nothing"),
     signal.SIGTSTP: ("on_quiet", "quiet: claim no more, keep running what runs"),
     signal.SIGCONT: ("on_continue", "claim again after quiet"),
+    signal.SIGHUP: (
+        "on_reload",
+        "reload: a new mold imports the code anew and takes the new jobs; the old one finishes its own",
+    ),
     signal.SIGCHLD: ("on_child", "a mold died: its attempts are lost, a new one is started"),
 }
 
@@ -81,6 +86,8 @@ _CROWDED = 1.0
 _INSIST = 5.0
 #: Characters of a job's error in a log line; the rest is in the row.
 _LONGEST_LINE = 500
+#: What a reload does not change: it is in use since the start.
+_FIXED = ("app", "database", "notify", "lease", "store_timeout", "runtime_dir", "log_level", "log_format")
 #: What is done is not run again, whatever its task declared.
 _ANY_POLICY = Policy()
 
@@ -117,14 +124,13 @@ class Supervisor:
         self.target = target
         self.log = log
         self.reload_settings = reload_settings
-        #: Task name → its options, as the mold told.
-        self.tasks: dict[str, dict[str, Any]] = {}
         self.running: dict[Key, Running] = {}
         self.endings: deque[Ending] = deque()
         self.ended_count = 0
         self.outage = Outage()
         #: A claim may have been committed that we do not know of.
         self.claims_in_doubt = False
+        self.terminal = process.has_terminal()
         self.waker: Waker | None = None
         self.waker_lost = False
         self.store: Store | None = None
@@ -181,8 +187,8 @@ class Supervisor:
     def boot(self) -> None:
         """Start the molds, learn the application's settings, take a lease, say so."""
         process.title(f"supervisor {self.target}")
-        self.keep_molds(clock.monotonic())
         while not self.molds.ready():
+            self.keep_molds(clock.monotonic())
             self.poll.wait(FOREVER)
             self.take_signals()
             if self.stop_at != FOREVER:
@@ -235,7 +241,7 @@ class Supervisor:
         if self.running:
             due = min(due, self.title_at)
         # what is due and not done would make the loop spin
-        return due if self.quiet else min(due, self.molds.next_due())
+        return due if self.stop_at != FOREVER else min(due, self.molds.next_due(quiet=self.quiet))
 
     # ---------------------------------------------------------------------------- signals
 
@@ -267,6 +273,16 @@ class Supervisor:
         if self.quiet and self.stop_at == FOREVER:
             self.quiet = False
             self.look_at = 0.0
+
+    def on_reload(self, name: str) -> None:
+        if self.stop_at != FOREVER:
+            self.log.emit("supervisor.ignored", signal=name, why="it is stopping")
+        elif self.terminal and not process.has_terminal():
+            # it was closed, and that is no wish for new code
+            self.on_stop(name)
+        else:
+            self.log.emit("supervisor.reloading", signal=name)
+            self.foundry.reload()
 
     def on_child(self, name: str) -> None:
         for pid, status, _ in process.reap():
@@ -301,19 +317,26 @@ class Supervisor:
     # ------------------------------------------------------------------------------- mold
 
     def keep_molds(self, now: float) -> None:
-        if not self.quiet:
-            for place in self.molds.missing(now):
-                # the life lock must be held for as long as any child lives
-                self.foundry.start(place, self.settings, keep=[self.lease.lock.fd])
+        if self.stop_at != FOREVER:
+            return
+        for place in self.molds.missing(now, quiet=self.quiet):
+            # the life lock must be held for as long as any child lives
+            self.foundry.start(place, self.settings, keep=[self.lease.lock.fd])
 
     def on_dead_mold(self, mold: Mold, how: str) -> None:
         """Count its attempts as lost, once it is certain that none of its children is left."""
         self.take_messages_of(mold)
         self.foundry.bury(mold)
-        if mold.stage is Stage.STARTING and self.store is None and not self.quiet:
-            raise TargetError(f"{self.target}: the process ended while the application was imported ({how})")
-        if not self.killed:
-            self.log.emit("mold.died", generation=mold.generation, how=how, busy=mold.busy)
+        if mold.stage is Stage.STARTING and self.stop_at == FOREVER:
+            why = f"the process ended while it was imported ({how})"
+            if self.store is None:
+                raise TargetError(f"{mold.place.target}: {why}")
+            self.foundry.broken(mold, why)
+        elif mold.stage is Stage.DRAINING and not mold.busy:
+            self.log.emit("mold.finished", generation=mold.generation)
+        elif mold.stage is not Stage.DISCARDED and not self.killed:
+            then = "it was draining" if mold.stage is Stage.DRAINING else "a new one is started"
+            self.log.emit("mold.died", generation=mold.generation, how=how, busy=mold.busy, then=then)
         for (job_id, number), run in list(self.running.items()):
             if run.mold is mold:
                 lost = {"outcome": "lost", "error_message": f"its mold died ({how})"}
@@ -328,10 +351,20 @@ class Supervisor:
             getattr(self, "on_" + header["kind"])(mold, header, body)
 
     def on_up(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
-        self.molds.up(mold, header["tasks"])
-        self.tasks = header["tasks"]
-        self.settings = self.reload_settings(header["code"])
-        where = place(self.settings)
+        if mold.stage is Stage.DISCARDED:
+            return
+        try:
+            self.adopt_settings(self.reload_settings(header["code"]))
+        except ConfigError as error:
+            if self.store is None:
+                raise
+            self.foundry.broken(mold, str(error))
+            process.kill_tree(mold.link.pid)
+            return
+        before = self.molds.up(mold, header["tasks"])
+        if before is not None:
+            self.foundry.retire(before, "reload")
+        where = progress_place(self.settings)
         for folder in (self.settings.runtime_dir, where["runtime"], where["folder"]):
             identity.private_folder(folder)
         self.where = where
@@ -351,7 +384,7 @@ class Supervisor:
         self.log.emit(
             "mold.ready" if self.store is None else "mold.up",
             generation=mold.generation,
-            tasks=len(self.tasks),
+            tasks=len(mold.tasks),
             seconds=seconds,
             pid=mold.link.pid,
         )
@@ -359,11 +392,18 @@ class Supervisor:
             self.log.emit("mold.threads", threads=header["threads"])
         self.look_at = 0.0
 
+    def adopt_settings(self, fresh: Settings) -> None:
+        """Take over what may change while we run."""
+        if self.store is not None:
+            for name in fresh.fix(self.settings, _FIXED):
+                self.log.emit("settings.fixed", setting=name, value=self.settings.shown(name))
+        self.settings = fresh
+
     def on_broken(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
         if self.store is None:
             raise TargetError(header["error"], traceback=header.get("traceback"))
         # the code was changed under a running supervisor: it may be mended in the same way
-        self.log.emit("mold.broken", error=header["error"])
+        self.foundry.broken(mold, header["error"], header.get("traceback"))
 
     def send(self, now: float) -> None:
         self.foundry.send()
@@ -379,11 +419,11 @@ class Supervisor:
     def start(self, claims: list[Claim]) -> None:
         """Hand claimed jobs to the molds."""
         for claim in claims:
-            mold = self.molds.choose()
+            mold = self.molds.choose(claim.task)
             if mold is None:  # given back by the next turn, since it does not run
                 self.claims_in_doubt = True
                 continue
-            options = self.options_of(claim)
+            options = _options_of(claim, mold.tasks)
             self.running[claim.id, claim.attempt] = Running(claim, options, mold)
             mold.busy += 1
             header: dict[str, Any] = {
@@ -400,11 +440,6 @@ class Supervisor:
                     header[limit] = options[limit]
             mold.link.tell(header, claim.arguments.encode())
             self.log.emit("job.started", task=claim.task, id=claim.id, attempt=claim.attempt)
-
-    def options_of(self, claim: Claim) -> dict[str, Any]:
-        """Return the task's options with those of the call, which are in the row, over them."""
-        options = self.tasks.get(claim.task, {})
-        return options | msgspec.json.decode(claim.options) if claim.options else options
 
     def on_ended(self, mold: Mold, facts: dict[str, Any], body: bytes) -> None:
         """Decide what becomes of a job whose attempt has ended, and keep it to be written. Keeps (2)."""
@@ -650,7 +685,7 @@ class Supervisor:
                 finished_at=clock.utc(),
                 error_message="its supervisor died or lost its lease",
             )
-            self.keep(attempt, claim, self.options_of(claim))
+            self.keep(attempt, claim, _options_of(claim, self.molds.tasks()))
         if orphans:
             self.log.emit("jobs.rescued", count=len(orphans))
 
@@ -714,6 +749,12 @@ class Supervisor:
             self.cancel_at = min(self.cancel_at, now + _CANCEL_SOON) if self.running else FOREVER
             # its connection broke: until the next renewal we poll
             self.waker_lost = self.waker.kind == "poll"
+
+
+def _options_of(claim: Claim, tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the task's options with those of the call, which are in the row, over them."""
+    options = tasks.get(claim.task, {})
+    return options | msgspec.json.decode(claim.options) if claim.options else options
 
 
 def signal_table() -> str:

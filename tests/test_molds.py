@@ -1,0 +1,184 @@
+"""The supervisor's memory of its molds: fed with facts, asked what to do. Nothing is started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from forkrunner.molds import FIRST_PAUSE, FOREVER, LAST_PAUSE, YOUNG, Molds, Stage
+
+
+class Link:
+    """Stands for the channel, of which only the pid is looked at."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+
+def chosen(shop: Shop, task: str = "work") -> Any:
+    return shop.molds.choose(task)
+
+
+class Shop:
+    """Starts what is due, as the foundry does, without a process."""
+
+    def __init__(self, *targets: str) -> None:
+        self.molds = Molds(list(targets))
+        self.now = 1000.0
+
+    def start(self, **how: Any) -> list[Any]:
+        started = []
+        for place in self.molds.missing(self.now, **how):
+            self.molds.generation += 1
+            link: Any = Link(self.molds.generation + 100)
+            started.append(self.molds.start(place, self.molds.generation, link, self.now))
+        return started
+
+    def serve(self) -> list[Any]:
+        """Bring all up."""
+        started = self.start()
+        for mold in started:
+            self.molds.up(mold, {"work": {}})
+        return started
+
+    def picture(self) -> list[str]:
+        return [f"{mold.generation} {mold.stage}" for mold in self.molds]
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop("jobs:runner")
+
+
+def test_at_first_each_place_is_empty_and_due(shop: Shop) -> None:
+    assert shop.molds.next_due() == 0
+    assert (shop.molds.ready(), shop.molds.take_jobs()) == (False, False)
+    (mold,) = shop.start()
+    assert shop.start() == []
+    assert shop.molds.next_due() == FOREVER
+    assert chosen(shop) is None, "it has not told its tasks yet"
+    assert shop.molds.up(mold, {"work": {}}) is None
+    assert (shop.molds.ready(), shop.molds.take_jobs()) == (True, True)
+    assert chosen(shop) is mold
+
+
+def test_a_reload_replaces_when_the_new_one_is_up(shop: Shop) -> None:
+    (old,) = shop.serve()
+    assert shop.molds.reload() == []
+    (new,) = shop.start()
+    assert chosen(shop) is old
+    assert shop.picture() == ["1 serving", "2 starting"]
+    assert [shop.molds.up(new, {"other": {}})] == [old]
+    assert shop.picture() == ["1 draining", "2 serving"]
+    assert chosen(shop, "other") is new
+    shop.molds.died(old, shop.now)
+    assert shop.picture() == ["2 serving"]
+    assert shop.molds.next_due() == FOREVER
+    assert shop.molds.tasks() == {"other": {}}
+
+
+def test_a_reload_that_fails_changes_nothing(shop: Shop) -> None:
+    (old,) = shop.serve()
+    shop.molds.reload()
+    (new,) = shop.start()
+    shop.molds.discard(new)
+    shop.molds.give_up("jobs:runner")
+    shop.molds.died(new, shop.now)
+    assert shop.picture() == ["1 serving"]
+    assert chosen(shop) is old
+    assert shop.molds.next_due() == FOREVER
+
+
+def test_a_second_reload_gives_up_the_one_that_starts(shop: Shop) -> None:
+    shop.serve()
+    shop.molds.reload()
+    (stale,) = shop.start()
+    assert shop.molds.reload() == [stale]
+    assert stale.stage is Stage.DISCARDED
+    assert shop.start() == [], "not before the other one is dead"
+    shop.molds.died(stale, shop.now)
+    (fresh,) = shop.start()
+    assert fresh.generation == 3
+
+
+def test_the_one_that_serves_dies_while_its_successor_starts(shop: Shop) -> None:
+    (old,) = shop.serve()
+    shop.molds.reload()
+    (new,) = shop.start()
+    shop.molds.died(old, shop.now)
+    assert shop.molds.next_due() == FOREVER
+    assert shop.molds.up(new, {"work": {}}) is None
+    assert chosen(shop) is new
+
+
+def test_what_cannot_live_is_started_ever_more_rarely(shop: Shop) -> None:
+    pauses = []
+    for _ in range(9):
+        (mold,) = shop.serve()
+        shop.molds.died(mold, shop.now)
+        pauses.append(shop.molds.next_due() - shop.now)
+        shop.now = shop.molds.next_due()
+    assert pauses[:4] == [0, FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]
+    assert pauses[-1] == LAST_PAUSE
+    (mold,) = shop.serve()
+    shop.now += YOUNG + 1
+    shop.molds.died(mold, shop.now)
+    assert shop.molds.next_due() == shop.now, "it has lived"
+
+
+def test_jobs_go_to_the_mold_with_the_fewest() -> None:
+    shop = Shop("jobs:runner", "jobs:runner")
+    one, two = shop.serve()
+    one.busy = 2
+    assert chosen(shop) is two
+    two.busy = 3
+    assert chosen(shop) is one
+
+
+def test_several_molds_are_reloaded_one_after_the_other() -> None:
+    shop = Shop("jobs:runner", "jobs:runner")
+    shop.serve()
+    shop.molds.reload()
+    (third,) = shop.start()
+    assert shop.start() == []
+    assert shop.molds.next_due() == FOREVER
+    shop.molds.up(third, {"work": {}})
+    assert shop.picture() == ["1 draining", "2 serving", "3 serving"]
+    (fourth,) = shop.start()
+    assert fourth.place is not third.place
+
+
+def test_when_one_of_several_does_not_import_the_others_are_left_in_peace() -> None:
+    shop = Shop("jobs:runner", "jobs:runner")
+    shop.serve()
+    shop.molds.reload()
+    (third,) = shop.start()
+    shop.molds.discard(third)
+    shop.molds.give_up("jobs:runner")
+    shop.molds.died(third, shop.now)
+    assert shop.molds.next_due() == FOREVER
+
+
+def test_a_job_waits_for_the_molds_of_its_own_application() -> None:
+    shop = Shop("jobs:runner", "shop:runner")
+    jobs, other = shop.start()
+    shop.molds.up(jobs, {"work": {}})
+    shop.molds.up(other, {"sell": {}})
+    assert chosen(shop, "sell") is other
+    assert chosen(shop) is jobs
+    shop.molds.died(other, shop.now)
+    assert chosen(shop, "sell") is None, "others would refuse it for good"
+    assert chosen(shop, "nobody's") is jobs
+
+
+def test_while_quiet_only_what_serves_is_replaced(shop: Shop) -> None:
+    (mold,) = shop.serve()
+    shop.molds.reload()
+    (new,) = shop.start(quiet=True)
+    shop.molds.up(new, {})
+    shop.molds.died(mold, shop.now)
+    shop.molds.died(new, shop.now)
+    assert shop.start(quiet=True) == []
+    assert shop.molds.next_due(quiet=True) == FOREVER
+    assert len(shop.start()) == 1
