@@ -126,6 +126,8 @@ class Supervisor:
         self.reload_settings = reload_settings
         self.running: dict[Key, Running] = {}
         self.endings: deque[Ending] = deque()
+        #: Jobs in `endings` that may have told their progress; it is cleared away when the row says more.
+        self.shown: set[str] = set()
         self.ended_count = 0
         self.outage = Outage()
         #: A claim may have been committed that we do not know of.
@@ -369,6 +371,7 @@ class Supervisor:
             identity.private_folder(folder)
         self.where = where
         self.progress = Reader(where)
+        self.progress.sweep()
         mold.link.tell(
             {
                 "kind": "go",
@@ -433,6 +436,7 @@ class Supervisor:
                 "queue": claim.queue,
                 "attempt": claim.attempt,
                 "tries": claim.tries,
+                "started_at": claim.started_at.isoformat(),
                 "grace": self.settings.grace if options.get("grace") is None else options["grace"],
             }
             for limit in ("timeout", "memory"):
@@ -449,7 +453,7 @@ class Supervisor:
         mold.busy -= 1
         claim = run.claim
         if facts.get("progress", True):  # unless it is known to have said nothing
-            self.progress.drop(claim.id)
+            self.shown.add(claim.id)
         attempt = Attempt(
             job_id=claim.id,
             attempt=claim.attempt,
@@ -506,6 +510,10 @@ class Supervisor:
     def report(self, ending: Ending, written: bool) -> None:
         """Tell how an attempt ended, after that was written."""
         attempt = ending.attempt
+        if attempt.job_id in self.shown:
+            self.shown.discard(attempt.job_id)
+            if written:  # else another attempt may have its progress there
+                self.progress.drop(attempt.job_id)
         seconds = 0.0
         if attempt.started_at and attempt.finished_at:
             seconds = (attempt.finished_at - attempt.started_at).total_seconds()
@@ -685,6 +693,7 @@ class Supervisor:
                 finished_at=clock.utc(),
                 error_message="its supervisor died or lost its lease",
             )
+            self.shown.add(claim.id)
             self.keep(attempt, claim, _options_of(claim, self.molds.tasks()))
         if orphans:
             self.log.emit("jobs.rescued", count=len(orphans))
