@@ -2,60 +2,91 @@
 
 The child calls `progress`; what it says goes to memcached or, when none is set, to a small
 file in the runtime folder. Never to the database. Imported in the mold: nothing heavy here.
+What a job that says nothing does not need is elsewhere: when to send in `sender.py`; `track`,
+`step`, `follow` and `tqdm` in `steps.py`, as names of this module too.
+
+Memcached is read through pymemcache. The one command by which it is written, and the one by which an
+entry is cleared away, are spoken here: the library and what it imports (ssl, logging, pickle) would cost
+each job that says a word 25 to 45 ms, more than many a job takes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from errno import EBADF
 
 from . import clock, current
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
+
+    from .sender import Sender
+    from .steps import follow as follow
+    from .steps import step as step
+    from .steps import tqdm as tqdm
+    from .steps import track as track
+    from .steps import trange as trange
+
+    Entry = dict[str, Any]
 
 #: Seconds after which a progress entry in memcached is forgotten by itself.
 _EXPIRES = 24 * 3600
-#: Longest message, characters.
-_MESSAGE = 500
+#: Seconds that one call to memcached may take: a job's, and a reader's.
+_PATIENCE, _READING_PATIENCE = 0.02, 0.1
+#: Seconds for which a server that did not answer is left alone: at first, and at most.
+_REST, _LONGEST_REST = 0.5, 5.0
+_STEPS = frozenset({"follow", "step", "tqdm", "track", "trange"})
+
+_sender: Sender | None = None
 
 
-class _Sender:
-    """The progress of the one job that this process runs."""
+def progress(fraction: float | None, message: str | None = None, /, **detail: Any) -> None:
+    """Say how far the running job is; outside a job it does nothing.
 
-    def __init__(self, job: dict[str, Any], settings: dict[str, Any]) -> None:
-        self.job = job
-        self.pid = os.getpid()
-        self.gap = 1.0 / settings.get("rate", 20.0)
-        self.sink = _sink(settings)
-        self.next_send = 0.0
-        self.fraction = 0.0
-        self.waiting: dict[str, Any] | None = None
+    `fraction` is in 0…1: what is beyond is taken as the nearer end; NaN, None and what is no number as "no
+    further than before". The bar never goes back: after 0.5, 0.4 changes the message only. `detail`
+    is JSON for whoever reads it; what is too much of it (16 KiB) or no JSON is left out.
 
-    def say(self, fraction: float, message: str | None, detail: dict[str, Any]) -> None:
-        # not a number, or beyond the ends: shown as the nearest thing that makes sense
-        self.fraction = min(max(fraction, 0.0), 1.0) if fraction == fraction else self.fraction
-        self.waiting = {
-            "fraction": self.fraction,
-            "message": message and str(message)[:_MESSAGE],
-            "detail": detail,
-        }
-        if clock.monotonic() >= self.next_send:
-            self.send()
+    Sent at most `progress_rate` times a second; what is held back follows when its time has come. Never raises, and
+    never keeps the job waiting because nobody listens.
+    """
+    if _sender is None and begin() is None:
+        return
+    assert _sender is not None
+    _sender.say(fraction, message, detail)
 
-    def send(self) -> None:
-        if self.waiting is None or os.getpid() != self.pid:
-            return
-        entry = self.waiting | {"attempt": self.job["attempt"], "updated_at": clock.wall()}
-        self.waiting = None
-        self.sink.put(self.job["id"], json.dumps(entry, default=str).encode())
-        from . import process  # loaded already in a child; the application's other processes do without
 
-        process.title(
-            f"job {self.job['id']} {self.job['task']} attempt {self.job['attempt']}, {self.fraction:.0%}"
-        )
-        self.next_send = clock.monotonic() + self.gap
+def begin() -> Sender | None:
+    """Return the sender of the job that this process runs, made at the first word; None outside a job."""
+    global _sender
+    if _sender is None and current.job is not None and current.place is not None:
+        from .sender import Sender
+
+        _sender = Sender(current.job, current.place)
+        current.told = True
+    return _sender
+
+
+def end() -> None:
+    """In a child: send what is still held back."""
+    if _sender is not None:
+        _sender.end()
+
+
+def __getattr__(name: str) -> object:
+    if name not in _STEPS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import steps
+
+    value: object = getattr(steps, name)
+    globals()[name] = value
+    return value
+
+
+# --------------------------------------------------------------------------- where it is kept
 
 
 class _Files:
@@ -63,25 +94,35 @@ class _Files:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        #: How the half of a file is called; helpers that the job forks write too, and need names of their own.
+        self.suffix = ".new"
 
-    def put(self, job_id: str, data: bytes) -> None:
+    def put(self, job_id: str, data: bytes) -> bool:
         path = os.path.join(self.folder, job_id)
+        new = path + self.suffix
         try:
-            fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
                 os.write(fd, data)
             finally:
                 os.close(fd)
-            os.replace(path + ".new", path)
+            os.replace(new, path)
         except OSError:
-            pass  # a full or missing runtime folder costs the bar, not the job
+            return False  # a full or missing runtime folder costs the bar, not the job
+        return True
 
     def get(self, job_id: str) -> bytes | None:
         try:
-            with open(os.path.join(self.folder, job_id), "rb") as file:
-                return file.read(65536)
+            fd = os.open(os.path.join(self.folder, job_id), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
+        try:
+            return os.read(fd, 65536)
+        finally:
+            os.close(fd)
+
+    def get_many(self, job_ids: Iterable[str]) -> dict[str, bytes]:
+        return {job_id: data for job_id in job_ids if (data := self.get(job_id)) is not None}
 
     def drop(self, job_id: str) -> None:
         for name in (job_id, job_id + ".new"):
@@ -90,84 +131,241 @@ class _Files:
             except OSError:
                 pass
 
+    def close(self) -> None:
+        pass
+
+    def sweep(self, older_than: float) -> None:
+        """Remove what nobody will: of jobs whose supervisor was killed, of a writer that was killed while it wrote."""
+        try:
+            names = os.listdir(self.folder)
+        except OSError:
+            return
+        for name in names:
+            path = os.path.join(self.folder, name)
+            try:
+                if os.stat(path).st_mtime < older_than:
+                    os.unlink(path)
+            except OSError:
+                pass
+
+
+class _Server:
+    """One memcached, and when it may be asked again after it did not answer."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        host, _, port = place.rpartition(":")
+        self.host, self.port = host.strip("[]"), int(port)
+        self.away_until = 0.0
+        self.rest = _REST
+        #: A socket to write to, and a pymemcache client to read from.
+        self.link: Any = None
+        self.client: Any = None
+        #: Of the socket: a job that closes all that it has may have opened something else under its number.
+        self.inode = 0
+
+    def failed(self) -> None:
+        self.close()
+        self.away_until = clock.monotonic() + self.rest
+        self.rest = min(2 * self.rest, _LONGEST_REST)
+
+    def close(self) -> None:
+        for opened in (self.link, self.client):
+            if opened is not None:
+                try:
+                    opened.close()
+                except OSError:
+                    pass
+        self.link = self.client = None
+
 
 class _Memcached:
-    """Entries in memcached, by a client of this process's own; any trouble is silence."""
+    """Entries in memcached, by connections of this object's own; any trouble is silence. One thread at a time.
+
+    With several servers each key has an order of its own among them (rendezvous hashing: when one comes or
+    goes, only its own keys move) and lives on the first that answers.
+    """
 
     def __init__(self, url: str, prefix: str) -> None:
         self.prefix = prefix
-        from pymemcache.client.hash import HashClient
-
-        servers = [place for place in url.removeprefix("memcached://").rstrip("/").split(",") if place]
-        # the defaults wait for ever: a stopped server would stop the jobs
-        self.client = HashClient(servers, connect_timeout=0.02, timeout=0.02, no_delay=True,
-                                 ignore_exc=True, retry_attempts=0, dead_timeout=10)  # fmt: skip
+        places = url.removeprefix("memcached://").rstrip("/").split(",")
+        self.servers = [_Server(place) for place in places if place]
 
     def _key(self, job_id: str) -> str:
         return f"{self.prefix}:{job_id}"
 
-    def put(self, job_id: str, data: bytes) -> None:
-        if len(data) < 1 << 19:  # a larger one is dropped by the server without a word
-            self.client.set(self._key(job_id), data, expire=_EXPIRES, noreply=True)
+    def _in_order(self, key: str) -> list[_Server]:
+        """Return the servers that may be asked, the key's own first."""
+        servers = self.servers
+        if len(servers) > 1:
+            from zlib import crc32
 
-    def get(self, job_id: str) -> bytes | None:
-        found = self.client.get(self._key(job_id))
-        return found if isinstance(found, bytes) else None
+            servers = sorted(servers, key=lambda server: crc32(f"{server.place} {key}".encode()))
+        now = clock.monotonic()
+        return [server for server in servers if now >= server.away_until]
+
+    # -- writing
+
+    def put(self, job_id: str, data: bytes) -> bool:
+        key = self._key(job_id)
+        head = b"set %b 0 %d %d noreply\r\n" % (key.encode(), _EXPIRES, len(data))
+        return self._tell(key, head + data + b"\r\n")
 
     def drop(self, job_id: str) -> None:
-        self.client.delete(self._key(job_id), noreply=True)
+        key = self._key(job_id)
+        self._tell(key, b"delete %b noreply\r\n" % key.encode())
+
+    def _tell(self, key: str, command: bytes) -> bool:
+        from _socket import MSG_NOSIGNAL  # SIGPIPE may end a job
+
+        for server in self._in_order(key):
+            try:
+                if server.link is None or self._is_over(server):
+                    server.close()
+                    self._connect(server)
+                server.link.sendall(command, MSG_NOSIGNAL)
+                server.rest = _REST
+                return True
+            except OSError:
+                server.failed()
+        return False
+
+    def _connect(self, server: _Server) -> None:
+        import _socket  # the C module alone: `socket` brings enum and selectors along
+
+        family, kind, protocol, _, address = _socket.getaddrinfo(
+            server.host, server.port, 0, _socket.SOCK_STREAM
+        )[0]
+        server.link = link = _socket.socket(family, kind | _socket.SOCK_CLOEXEC, protocol)
+        link.settimeout(_PATIENCE)
+        link.connect(address)
+        link.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+        # from here on nothing waits: what a server that hangs leaves in the full buffers is the end of the connection
+        link.setblocking(False)
+        server.inode = os.fstat(link.fileno()).st_ino
+
+    @staticmethod
+    def _is_over(server: _Server) -> bool:
+        """Say whether the other side has gone: without a look the next command would vanish without an error."""
+        try:
+            if os.fstat(server.link.fileno()).st_ino == server.inode:
+                return not server.link.recv(4096)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != EBADF:
+                return True
+        server.link.detach()  # the number is somebody else's now, or nobody's: not ours to close
+        server.link = None
+        return True
+
+    # -- reading
+
+    def get(self, job_id: str) -> bytes | None:
+        return self.get_many([job_id]).get(job_id)
+
+    def get_many(self, job_ids: Iterable[str]) -> dict[str, bytes]:
+        by_server: dict[_Server, list[str]] = {}
+        for job_id in job_ids:
+            for server in self._in_order(self._key(job_id))[:1]:
+                by_server.setdefault(server, []).append(job_id)
+        found: dict[str, bytes] = {}
+        for server, ids in by_server.items():
+            try:
+                values = self._client(server).get_many([self._key(job_id) for job_id in ids])
+                server.rest = _REST
+            except Exception:  # noqa: BLE001 - whatever it is, the reader has the row to fall back on
+                server.failed()
+                continue
+            for job_id in ids:
+                value = values.get(self._key(job_id))
+                if isinstance(value, bytes):
+                    found[job_id] = value
+        return found
+
+    def _client(self, server: _Server) -> Any:
+        if server.client is None:
+            from pymemcache.client.base import Client
+
+            # the defaults wait for ever: a stopped server would stop the web server
+            server.client = Client(
+                (server.host, server.port),
+                connect_timeout=_READING_PATIENCE,
+                timeout=_READING_PATIENCE,
+                no_delay=True,
+            )
+        return server.client
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.close()
 
 
-def _sink(settings: dict[str, Any]) -> _Files | _Memcached:
+def sink(settings: dict[str, Any]) -> _Files | _Memcached:
+    """Open, without connecting, the place where progress is kept."""
     if settings.get("url"):
         return _Memcached(settings["url"], settings["prefix"])
     return _Files(settings["folder"])
 
 
-_sender: _Sender | None = None
-
-
-def progress(fraction: float, message: str | None = None, /, **detail: Any) -> None:
-    """Say how far the running job is; outside a job it does nothing.
-
-    `fraction` in 0…1: beyond that it is taken as the nearer end, NaN as the last
-    value. Sent at most `progress_rate` times a second; the last state before the
-    end always is. Never raises because nobody listens.
-    """
-    global _sender
-    if _sender is None:
-        if current.job is None or current.place is None:
-            return
-        _sender = _Sender(current.job, current.place)
-        current.told = True
-    _sender.say(float(fraction), message, detail)
-
-
-def end() -> None:
-    """In a child: send what is still held back."""
-    if _sender is not None:
-        _sender.send()
+def entry_of(data: bytes | None) -> Entry | None:
+    """Read an entry; None for what is none."""
+    try:
+        entry = json.loads(data) if data else None
+    except ValueError:
+        return None
+    return (
+        entry
+        if isinstance(entry, dict) and isinstance(entry.get("fraction", ""), int | float | None)
+        else None
+    )
 
 
 class Reader:
-    """Reads, and clears away, the progress of a database's jobs."""
+    """Reads, and clears away, the progress of a database's jobs. May be shared by threads and inherited by forks.
+
+    Its connections are taken from a list and put back, so each is used by one thread at a time.
+    """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._sink = _sink(settings)
+        self._settings = settings
+        self._idle: list[_Files | _Memcached] = []
+        self._pid = 0
 
-    def get(self, job_id: str) -> dict[str, Any] | None:
-        """Return {fraction, message, detail, attempt, updated_at}, or None if nothing is known."""
-        data = self._sink.get(job_id)
-        if data is None:
-            return None
-        try:
-            entry = json.loads(data)
-        except ValueError:
-            return None
-        return entry if isinstance(entry, dict) and isinstance(entry.get("fraction"), int | float) else None
+    def get(self, job_id: str) -> Entry | None:
+        """Return {fraction, message, detail, attempt, started_at, updated_at, eta_seconds}, or None if nothing is known."""
+        return self.get_many([job_id]).get(job_id)
+
+    def get_many(self, job_ids: Iterable[str]) -> dict[str, Entry]:
+        """Return what is known of these jobs, with one question to each server."""
+        place = self._take()
+        found = place.get_many(job_ids)
+        self._idle.append(place)
+        return {job_id: entry for job_id, data in found.items() if (entry := entry_of(data)) is not None}
 
     def drop(self, job_id: str) -> None:
-        self._sink.drop(job_id)
+        place = self._take()
+        place.drop(job_id)
+        self._idle.append(place)
+
+    def _take(self) -> _Files | _Memcached:
+        if self._pid != os.getpid():  # after a fork the connections are the parent's
+            self._idle, self._pid = [], os.getpid()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return sink(self._settings)
+
+    def sweep(self) -> None:
+        """Remove entries as old as those that memcached forgets."""
+        place = self._take()
+        if isinstance(place, _Files):
+            place.sweep(clock.wall() - _EXPIRES)
+        self._idle.append(place)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
 
 
 def place(settings: Any) -> dict[str, Any]:

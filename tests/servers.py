@@ -349,10 +349,30 @@ class Postgres(Server):
 class Memcached(Server):
     name = "memcached"
 
+    def __init__(self, megabytes: int = 64) -> None:
+        self.megabytes = megabytes
+        super().__init__()
+
     def command(self) -> list[str]:
         binary = find("memcached")
         assert binary, "memcached is not installed"
-        return [binary, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-m", "64"]
+        return [binary, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-m", str(self.megabytes)]
+
+    def ask(self, command: str) -> str:
+        """Send a command and return the lines of its answer."""
+        with socket.create_connection(("127.0.0.1", self.port), 5) as sock:
+            sock.sendall(command.encode() + b"\r\n")
+            answer = b""
+            while not answer.endswith(b"END\r\n"):
+                data = sock.recv(65536)
+                assert data, f"memcached closed the connection after {answer!r}"
+                answer += data
+        return answer.decode()
+
+    def stats(self) -> dict[str, int]:
+        """Return its counters."""
+        words = [line.split(maxsplit=2) for line in self.ask("stats").splitlines()]
+        return {name: int(value) for _, name, value in (w for w in words if len(w) == 3) if value.isdigit()}
 
     @property
     def url(self) -> str:

@@ -71,6 +71,8 @@ FLOORS = [
         "store",
         "wake",
         "progress",
+        "sender",
+        "steps",
         "mail",
     },
     {"application", "child", "mold", "link", "foundry", "lease", "supervisor", "runner"},
@@ -96,6 +98,7 @@ THIN = [
     "child",
     "mold",
     "progress",
+    "sender",
 ]
 
 

@@ -1,0 +1,405 @@
+"""Progress without arithmetic: loops, steps, the output of programs, `tqdm`. Names of `forkrunner.progress` too.
+
+All of it reports to the one bar of the running job; outside a job it does nothing but pass things through.
+
+- A part of the bar is whoever's turn it is: inside `step("Reading", weight=0.2)` all that is said, 0…1, fills
+  that fifth; inside the body of a tracked loop it fills the share of the one item. So loops and steps nest.
+- Steps belong to the process, not to a thread: threads that work side by side say `progress` of their own.
+- A loop that is no part of another or of a step begins the bar anew, as on a terminal: put two loops into two steps
+  to have one bar.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from . import clock
+from .progress import begin
+
+if TYPE_CHECKING:
+    from .sender import Sender
+
+T = TypeVar("T")
+
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
+_OF = re.compile(r"(\d+) ?(?:/|of) ?(\d+)")
+
+
+# ------------------------------------------------------------------------------------ steps
+
+
+class step:
+    """A part of the job: `with step("Reading", weight=0.2):`.
+
+    `weight` is its share of what it is a part of; without one it takes what earlier steps have left. Shares beyond
+    1 get what is left. A step that raises leaves the bar where it is.
+
+    With `parts` it is worked on by so many at once, each with a bar of its own that counts as one part: `with render.part(n):`,
+    n from 0, in processes that are forked inside the step.
+    """
+
+    def __init__(self, label: str, weight: float | None = None, *, parts: int = 0) -> None:
+        self.label = label
+        self.weight = weight
+        self.parts = parts
+        self._sender: Sender | None = None
+
+    def __enter__(self) -> Self:
+        self._sender = sender = begin()
+        if sender is None:
+            return self
+        self._before = sender.low, sender.span, sender.used, sender.label
+        low, span, used, _ = self._before
+        left = max(0.0, 1.0 - used)
+        weight = left if self.weight is None or self.weight != self.weight else self.weight
+        self._weight = min(max(weight, 0.0), left)
+        sender.low, sender.span, sender.used = low + span * used, span * self._weight, 0.0
+        sender.label = self.label
+        if self.parts > 0:
+            self._share = Share(self.parts, sender)
+        sender.say(0.0, None, {})
+        return self
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        sender = self._sender
+        if sender is None:
+            return
+        if kind is None:
+            sender.say(1.0, None, {})
+        sender.low, sender.span, used, sender.label = self._before
+        sender.used = used + self._weight if kind is None else used
+        self._sender = None
+
+    def part(self, number: int) -> Part:
+        """Do one of the `parts`: what is said inside is about this one alone."""
+        if not 0 <= number < self.parts:
+            raise IndexError(f"step {self.label!r}: expected a part from 0 to {self.parts - 1}, got {number}")
+        return Part(self._share if self._sender else None, number)
+
+
+class Share:
+    """How far each of some processes is, in memory that they share."""
+
+    def __init__(self, parts: int, sender: Sender) -> None:
+        from mmap import mmap
+
+        self.sender = sender
+        self.fractions = memoryview(mmap(-1, parts * 8)).cast("d")
+        self.outer = sender.share
+        self.low, self.span = sender.low, sender.span
+        self.number = 0
+
+    def put(self, value: float) -> float:
+        """Note how far this part is, and return how far the whole bar is."""
+        self.fractions[self.number] = max(value, self.fractions[self.number])
+        mean = sum(self.fractions) / len(self.fractions)
+        return self.low + self.span * (mean if self.outer is None else self.outer.put(mean))
+
+
+class Part:
+    """One part of a step, while somebody works on it."""
+
+    def __init__(self, share: Share | None, number: int) -> None:
+        self.share = share
+        self.number = number
+
+    def __enter__(self) -> None:
+        if self.share is None:
+            return
+        sender = self.share.sender
+        self.before = sender.low, sender.span, sender.used, sender.share
+        sender.low, sender.span, sender.used, sender.share = 0.0, 1.0, 0.0, self.share
+        self.share.number = self.number
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        if self.share is None:
+            return
+        sender = self.share.sender
+        if kind is None:
+            sender.low, sender.span = 0.0, 1.0
+            sender.say(1.0, None, {})
+        sender.low, sender.span, sender.used, sender.share = self.before
+
+
+# ------------------------------------------------------------------------------------ loops
+
+
+class _Bar:
+    """The count of a loop, with rate and time left; it words itself only when it is sent."""
+
+    def __init__(self, message: object, total: float | None, initial: float = 0, unit: str = "") -> None:
+        self.message = message
+        self.total = total
+        self.n = self.initial = initial
+        self.unit = unit
+        self.start = clock.monotonic()
+        self.sender = sender = begin()
+        if sender is None:
+            return
+        self.before = sender.low, sender.span, sender.used, sender.label
+        # a step's remaining part, or the item of a loop
+        self.low, self.span = sender.low + sender.span * sender.used, sender.span * (1.0 - sender.used)
+        if self.span == 1.0 and sender.fraction and not sender.is_helper:
+            sender.restart()
+        self.moved()
+
+    def moved(self) -> None:
+        """Report the count, and hand the share of the next item to whatever reports while it is worked on."""
+        sender = self.sender
+        if sender is None:
+            return
+        outer = self.before[3]
+        sender.low, sender.span, sender.used, sender.label = self.low, self.span, 0.0, outer
+        if not self.total or self.total <= 0:
+            sender.say(None, self, self.facts)
+            sender.span = 0.0  # of an unknown number no item has a share
+        else:
+            sender.say(self.n / self.total, self, self.facts)
+            sender.low = self.low + self.span * min(max(self.n / self.total, 0.0), 1.0)
+            sender.span = self.span / self.total if self.n < self.total else 0.0
+        sender.label = self
+
+    def close(self) -> None:
+        if self.sender is not None:
+            self.sender.low, self.sender.span, self.sender.used, self.sender.label = self.before
+            self.sender = None
+
+    @property
+    def rate(self) -> float | None:
+        seconds = clock.monotonic() - self.start
+        return (self.n - self.initial) / seconds if self.n > self.initial and seconds > 0 else None
+
+    def facts(self) -> dict[str, Any]:
+        rate = self.rate
+        return {"done": self.n, "total": self.total, "rate": None if rate is None else round(rate, 3)}
+
+    def __str__(self) -> str:
+        count = f"{self.n:g}" if self.total is None else f"{self.n:g} of {self.total:g}"
+        words = [str(self.message)] if self.message else []
+        words.append(f"{count} {self.unit}".rstrip())
+        rate = self.rate
+        if rate:
+            words.append(f"({rate:.3g}/s)" if rate >= 1 else f"({1 / rate:.3g} s each)")
+        return " ".join(words)
+
+
+def track(iterable: Iterable[T], message: str | None = None, total: float | None = None) -> Iterator[T]:
+    """Pass on the items, and report how many are done: `for frame in track(frames, "Frames"):`.
+
+    Where neither `total` nor the iterable says how many there are, the bar stays and the message counts.
+    """
+    bar = _Bar(message, _length(iterable) if total is None else total)
+    try:
+        for item in iterable:
+            yield item
+            bar.n += 1
+            bar.moved()
+    finally:
+        bar.close()
+
+
+def _length(iterable: object) -> int | None:
+    try:
+        return len(iterable)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+class tqdm(Generic[T]):
+    """What the class of this name in the library tqdm does, for the bar of the running job; nothing is printed.
+
+    Takes all of its arguments and has its usual methods, so `from forkrunner.progress import tqdm` is all that
+    a loop needs.
+    """
+
+    def __init__(
+        self,
+        iterable: Iterable[T] | None = None,
+        desc: str | None = None,
+        total: float | None = None,
+        *args: object,
+        initial: float = 0,
+        unit: str = "it",
+        disable: bool | None = False,
+        postfix: object = None,
+        **others: Any,
+    ) -> None:
+        self.iterable = iterable
+        if total is None and iterable is not None:
+            total = _length(iterable)
+        self.disable = bool(disable)
+        self._desc = desc or ""
+        self._postfix = "" if postfix is None else str(postfix)
+        self._bar = _Bar(self._words(), total, initial, "" if unit == "it" else unit.strip())
+        if self.disable:
+            self._bar.close()
+
+    def __iter__(self) -> Iterator[T]:
+        if self.iterable is None:
+            raise TypeError("tqdm: expected something to iterate over, got none")
+        try:
+            for item in self.iterable:
+                yield item
+                self.update()
+        finally:
+            self.close()
+
+    def __len__(self) -> int:
+        return int(self.total) if self.total is not None else len(self.iterable)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return self.total is None or self.total > 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def n(self) -> float:
+        return self._bar.n
+
+    @n.setter
+    def n(self, value: float) -> None:
+        self._bar.n = value
+
+    @property
+    def total(self) -> float | None:
+        return self._bar.total
+
+    @total.setter
+    def total(self, value: float | None) -> None:
+        self._bar.total = value
+
+    @property
+    def desc(self) -> str:
+        return self._desc
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        elapsed = clock.monotonic() - self._bar.start
+        return {
+            "n": self.n,
+            "total": self.total,
+            "elapsed": elapsed,
+            "rate": self._bar.rate,
+            "prefix": self._desc,
+        }
+
+    def update(self, n: float | None = 1) -> bool | None:
+        self._bar.n += 1 if n is None else n
+        self._bar.moved()
+        return None
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def refresh(self, *args: object, **others: object) -> None:
+        self._bar.moved()
+
+    def clear(self, *args: object, **others: object) -> None:
+        pass
+
+    display = unpause = clear
+
+    def reset(self, total: float | None = None) -> None:
+        if total is not None:
+            self._bar.total = total
+        self._bar.n, self._bar.start = 0, clock.monotonic()
+        self._bar.moved()
+
+    def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+        self._desc = desc or ""
+        self._reword()
+
+    set_description_str = set_description
+
+    def set_postfix(self, ordered_dict: Any = None, refresh: bool | None = True, **values: object) -> None:
+        self.set_postfix_str(
+            ", ".join(f"{name}={value}" for name, value in {**dict(ordered_dict or {}), **values}.items())
+        )
+
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+        self._postfix = str(s)
+        self._reword()
+
+    def _words(self) -> str:
+        return " ".join(filter(None, (self._desc.rstrip().removesuffix(":"), self._postfix)))
+
+    def _reword(self) -> None:
+        self._bar.message = self._words()
+        self._bar.moved()
+
+    @classmethod
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+        print(s, file=file, end=end)
+
+
+def trange(*args: int, **others: Any) -> tqdm[int]:
+    """Return `tqdm(range(*args))`."""
+    return tqdm(range(*args), **others)
+
+
+# --------------------------------------------------------------------------- other programs
+
+
+def follow(stream: Any, parse: Callable[[str], Any] | re.Pattern[str] | str | None = None) -> Iterator[str]:
+    """Pass on the lines of a program's output, and report the progress that they tell.
+
+    `stream` is `Popen.stdout`, as text or bytes (a line also ends where the program goes back to its beginning), or any
+    iterable of lines. `parse` is called with a line and returns a fraction, (fraction, message), or None. Or it is a
+    regular expression: its only group is a percentage, or the first of two is a number and the second the whole. Without it
+    `42 %` or `3/7` are found, wherever they stand.
+
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            for line in follow(process.stdout):
+                pass
+    """
+    find = parse if callable(parse) else _finder(parse)
+    for line in _lines(stream):
+        found = find(line)
+        sender = None if found is None else begin()
+        if sender is not None:
+            fraction, message = found if isinstance(found, tuple) else (found, None)
+            sender.say(fraction, message, {})
+        yield line
+
+
+def _finder(pattern: re.Pattern[str] | str | None) -> Callable[[str], float | None]:
+    patterns = (_PERCENT, _OF) if pattern is None else (re.compile(pattern),)
+
+    def find(line: str) -> float | None:
+        for each in patterns:
+            for match in each.finditer(line):
+                part, *whole = (float(group) for group in match.groups() if group)
+                if not whole:
+                    return part / 100
+                if whole[0]:
+                    return part / whole[0]
+        return None
+
+    return find
+
+
+def _lines(stream: Any) -> Iterator[str]:
+    read = getattr(stream, "read1", None)
+    if read is None and hasattr(stream, "readinto"):
+        read = stream.read  # unbuffered: gives what is there
+    if read is None:
+        for line in stream:
+            yield (line.decode("utf-8", "replace") if isinstance(line, bytes) else line).rstrip("\r\n")
+        return
+    rest, returned = b"", False
+    while data := read(65536):
+        if returned and data.startswith(b"\n"):
+            data = data[1:]
+        # a bar that is drawn again and again ends with \r: its line is not kept until the next one
+        returned = data.endswith(b"\r")
+        *lines, rest = re.split(rb"\r\n|\r|\n", rest + data)
+        for line in lines:
+            yield line.decode("utf-8", "replace")
+    if rest:
+        yield rest.decode("utf-8", "replace")

@@ -1,0 +1,594 @@
+"""What a job says of itself: which values count, when it is sent, from which process, and how loops and steps add up.
+
+Each source runs in a process of its own that believes to be a job, and writes to a real place: files, or memcached.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forkrunner.progress import Reader, sink
+from tests.servers import Memcached, free_port
+from tests.support import wait_until
+
+JOB = "0198c5d0-0000-7000-8000-000000000001"
+PRELUDE = """
+import json, os, sys, time
+from forkrunner import current, progress
+module = sys.modules["forkrunner.progress"]
+from forkrunner.progress import Reader, follow, step, tqdm, track, trange
+place = json.loads(sys.argv[1])
+current.place = place
+current.job = {"id": place["job"], "task": "t", "queue": "q", "attempt": 1, "started_at": "2026-01-31T10:00:00+00:00"}
+reader = Reader(place)
+
+def look():
+    module.end()
+    return reader.get(place["job"])
+
+def show(*names):
+    entry = look()
+    found = [entry[name] for name in names or ("fraction", "message")]
+    print(json.dumps(found if len(found) > 1 else found[0]))
+"""
+
+
+class Runs:
+    """Runs sources as a job whose progress goes to one place."""
+
+    def __init__(self, folder: Path, url: str | None = None, rate: float = 20.0) -> None:
+        folder.mkdir(exist_ok=True)
+        self.place: dict[str, Any] = {
+            "job": JOB, "url": url, "prefix": "test", "rate": rate, "folder": str(folder)
+        }  # fmt: skip
+        self.reader = Reader(self.place)
+
+    def command(self, source: str) -> list[str]:
+        return [sys.executable, "-c", PRELUDE + textwrap.dedent(source), json.dumps(self.place)]
+
+    def __call__(self, source: str) -> list[Any]:
+        """Return what the source printed, each line as JSON."""
+        done = subprocess.run(self.command(source), capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def read(self) -> dict[str, Any] | None:
+        return self.reader.get(JOB)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Runs:
+    return Runs(tmp_path / "progress")
+
+
+@pytest.fixture
+def cached(tmp_path: Path, memcached: Memcached) -> Iterator[Runs]:
+    """The same, where progress goes to memcached."""
+    runs = Runs(tmp_path / "progress", memcached.url)
+    runs.reader.drop(JOB)
+    yield runs
+    runs.reader.drop(JOB)
+    runs.reader.close()
+
+
+@pytest.fixture(params=["run", pytest.param("cached", marks=pytest.mark.memcached)])
+def anywhere(request: pytest.FixtureRequest) -> Runs:
+    runs: Runs = request.getfixturevalue(request.param)
+    return runs
+
+
+# ------------------------------------------------------------------------------- values
+
+
+def test_values_that_make_no_sense_are_no_error_and_the_bar_never_goes_back(run):
+    shown = run(
+        """
+        class Broken:
+            def __float__(self): raise RuntimeError("no")
+            def __str__(self): raise RuntimeError("no")
+        for value in (None, float("nan"), -1, 0.25, 0.1, None, float("nan"), "0.5", "half", Broken(), [], 10**400, 7):
+            progress(value, "x")
+            show("fraction")
+        """
+    )
+    assert shown == [None, None, 0.0, 0.25, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 1.0]
+
+
+def test_messages_and_details_of_any_kind_are_no_error(run):
+    shown = run(
+        """
+        class Broken:
+            def __str__(self): raise RuntimeError("no")
+            __repr__ = __str__
+        progress(0.5, "é" * 600)
+        print(len(look()["message"]))
+        progress(0.5, 42, frame=3, name="a\\ud800b")
+        show("message", "detail")
+        progress(0.5, "x" , when=__import__("datetime").date(2026, 1, 31))
+        show("message", "detail")
+        loop = []; loop.append(loop)
+        for bad in (float("nan"), float("inf"), loop, "x" * 20000, Broken(), {(1, 2): 3}):
+            progress(0.5, "still here", bad=bad)
+            show("message", "detail")
+        progress(0.75, Broken())
+        show("fraction", "message")
+        """
+    )
+    assert shown == [
+        500,
+        ["42", {"frame": 3, "name": "a\ud800b"}],
+        ["x", {"when": "2026-01-31"}],
+        *[["still here", {}]] * 6,
+        [0.75, None],
+    ]
+
+
+def test_outside_of_a_job_nothing_happens(run):
+    assert run(
+        """
+        current.job = None
+        progress(0.5, "x")
+        module.end()
+        with step("a", weight=0.5) as a, step("b", parts=2) as b, b.part(1):
+            print(json.dumps([sum(track([1, 2])), sum(tqdm([3])), list(follow(["1%"]))]))
+        print(json.dumps(os.listdir(place["folder"])))
+        """
+    ) == [[3, 3, ["1%"]], []]
+
+
+# ---------------------------------------------------------------------------------- when
+
+
+def test_the_last_state_follows_without_another_word(anywhere):
+    """Held back because another was sent just before, and then the job is busy with something long."""
+    process = subprocess.Popen(
+        anywhere.command(
+            "progress(0.1, 'first'); progress(0.2, 'second'); print('said', flush=True); time.sleep(60)"
+        ),
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        wait_until(lambda: (anywhere.read() or {}).get("message") == "second", message="the second word")
+        assert anywhere.read()["fraction"] == 0.2
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_last_state_is_there_at_the_end(anywhere):
+    (fraction,) = anywhere("for n in range(1001): progress(n / 1000)\nshow('fraction')")
+    assert fraction == 1.0
+
+
+def test_a_word_is_sent_before_a_call_that_lets_no_thread_run(anywhere):
+    """Comparing integers in C holds the interpreter for as long as it takes."""
+    source = """
+    data = [(n * 7919) % 1_000_003 for n in range(1_000_000)]
+    progress(0.1)
+    time.sleep(place.get("pause", 0.1))
+    before = progress(0.5, "Sorting") or time.monotonic()
+    data.sort()
+    print(json.dumps([reader.get(place["job"])["message"]]))
+    """
+    assert anywhere(source) == [["Sorting"]]
+
+
+def test_it_says_since_when_and_how_long_to_go(run):
+    (entry,) = run(
+        """
+        for n in range(8):
+            progress(n / 10, frame=n)
+            time.sleep(0.1)
+        print(json.dumps(look()))
+        """
+    )
+    assert (entry["attempt"], entry["started_at"]) == (1, "2026-01-31T10:00:00+00:00")
+    assert entry["detail"] == {"frame": 7}
+    assert entry["updated_at"] > 1_700_000_000
+    assert 0.2 < entry["eta_seconds"] < 1
+
+
+@pytest.mark.memcached
+def test_sent_at_most_at_its_rate(cached, memcached):
+    before = memcached.stats()["cmd_set"]
+    (calls,) = cached(
+        """
+        end = time.monotonic() + 2
+        calls = 0
+        while time.monotonic() < end:
+            progress(calls / 1e9, f"call {calls}")
+            calls += 1
+        print(calls)
+        module.end()
+        """
+    )
+    sets = memcached.stats()["cmd_set"] - before
+    assert calls > 10_000
+    assert 20 <= sets <= 2 * 20 + 2  # the first, and the last
+    # a moment later: nobody waits for an answer of the server
+    wait_until(lambda: (cached.read() or {}).get("message") == f"call {calls - 1}", message="the last one")
+
+
+@pytest.mark.timing
+def test_a_word_that_is_not_sent_costs_less_than_5_microseconds(anywhere):
+    plain, loop, bar = anywhere(
+        """
+        def per_call(work, n=50_000):
+            best = 1.0
+            for _ in range(5):
+                start = time.process_time()
+                work(n)
+                best = min(best, (time.process_time() - start) / n)
+            return best
+        def plain(n):
+            for i in range(n): progress(i / n, "Frame")
+        def loop(n):
+            for i in track(range(n), "Frames"): pass
+        def bar(n):
+            for i in trange(n): pass
+        progress(0)
+        for work in (plain, loop, bar): print(per_call(work))
+        """
+    )
+    assert max(plain, loop, bar) < 5e-6
+
+
+# ------------------------------------------------------------------------ steps and loops
+
+
+def test_steps_add_up_to_one_bar(run):
+    assert run(
+        """
+        with step("Reading", weight=0.2):
+            show()
+            progress(0.5, "line 3"); show()
+        show()
+        with step("Writing"):
+            with step("Header", weight=0.25): progress(1)
+            show()
+            with step("Body", weight=7):
+                progress(0.5); show()
+            show()
+        show()
+        """
+    ) == [
+        [0.0, "Reading"],
+        [0.1, "Reading: line 3"],
+        [0.2, "Reading"],
+        [0.4, "Header"],
+        [0.7, "Body"],
+        [1.0, "Body"],
+        [1.0, "Writing"],
+    ]
+
+
+def test_a_step_that_raises_leaves_the_bar_where_it_is(run):
+    assert run(
+        """
+        try:
+            with step("Reading", weight=0.5):
+                progress(0.5)
+                raise ValueError
+        except ValueError:
+            show("fraction")
+        with step("Again", weight=0.5): progress(0.75); show("fraction")
+        """
+    ) == [0.25, 0.375]
+
+
+def test_a_loop_counts_its_items_and_what_is_said_inside_is_about_one(run):
+    shown = run(
+        """
+        for n in track(["a", "b", "c", "d"], "Files"):
+            if n == "c":
+                progress(0.5, "half of it"); show("fraction", "message", "detail")
+        show("fraction", "detail")
+        """
+    )
+    assert shown[0][0] == 0.625
+    assert shown[0][1].startswith("Files 2 of 4 (")
+    assert shown[0][1].endswith("/s): half of it")
+    assert shown[1][0] == 1.0
+    assert (shown[1][1]["done"], shown[1][1]["total"]) == (4, 4)
+    assert shown[1][1]["rate"] > 1
+
+
+def test_loops_nest_in_loops_and_in_steps(run):
+    assert run(
+        """
+        with step("All", weight=0.5):
+            for n in track(range(2)):
+                for m in tqdm(range(4), desc="inner"):
+                    if (n, m) == (1, 2): show("fraction")
+        show("fraction")
+        """
+    ) == [0.375, 0.5]
+
+
+def test_a_loop_that_is_left_early_gives_the_bar_back(run):
+    assert run(
+        """
+        with step("a", weight=0.5):
+            for n in track(range(4)):
+                if n == 2: break
+            progress(0.75); show("fraction")
+        """
+    ) == [0.375]
+
+
+def test_of_unknown_length_the_message_counts_and_the_bar_stays(run):
+    shown = run(
+        """
+        progress(None, "before"); show()
+        for n in track((n for n in range(5)), "Lines"): pass
+        show("fraction", "message", "detail")
+        """
+    )
+    assert shown[0] == [None, "before"]
+    assert shown[1][0] is None
+    assert shown[1][1].startswith("Lines 5 (")
+    assert (shown[1][2]["done"], shown[1][2]["total"]) == (5, None)
+    (known,) = run("for n in track((n for n in range(5)), total=10): pass\nshow('fraction')")
+    assert known == 0.5
+
+
+def test_the_next_loop_begins_the_bar_anew(run):
+    assert run(
+        """
+        for n in track(range(4), "first"): pass
+        show("fraction")
+        for n in track(range(4), "second"):
+            if n == 1: show("fraction")
+        """
+    ) == [1.0, 0.25]
+
+
+def test_tqdm_by_hand(run):
+    shown = run(
+        """
+        with tqdm(total=200, desc="Download: ", unit="B", leave=False, ncols=80, mininterval=1) as bar:
+            bar.update(50); show("fraction", "message")
+            bar.set_postfix(loss=0.5, epoch=3)
+            bar.update(); bar.n = 100; bar.refresh()
+            show("fraction", "message")
+            bar.set_description("Check"); bar.write('"a line"')
+            print(json.dumps([len(bar), bar.n, bar.total, bar.desc, bool(bar), sorted(bar.format_dict)]))
+            bar.reset(total=400)
+            bar.update(300); show("fraction")
+        print(json.dumps([list(trange(3)), list(tqdm([1, 2], disable=True))]))
+        """
+    )
+    assert shown[0][0] == 0.25
+    assert shown[0][1].startswith("Download 50 of 200 B (")
+    assert shown[1][0] == 0.5
+    assert shown[1][1].startswith("Download loss=0.5, epoch=3 100 of 200 B (")
+    assert shown[2] == "a line"
+    assert shown[3] == [200, 100, 200, "Check", True, ["elapsed", "n", "prefix", "rate", "total"]]
+    assert shown[4] == 0.75
+    assert shown[5] == [[0, 1, 2], [1, 2]]
+
+
+# ------------------------------------------------------------------------------ processes
+
+
+PROGRAM = r"""
+import sys, time
+for n in range(0, 101, 25):
+    sys.stdout.write(f"\rencoding {n}%" if n else "starting\r\nencoding 0%")
+    sys.stdout.flush()
+print("\nfile 3/4 done")
+"""
+
+
+@pytest.mark.parametrize("how", ["", "text=True", "bufsize=0"])
+def test_the_output_of_a_program_is_progress(run, how):
+    shown = run(
+        f"""
+        import subprocess
+        with step("Encoding", weight=0.5):
+            with subprocess.Popen([sys.executable, "-c", {PROGRAM!r}], stdout=subprocess.PIPE, {how}) as program:
+                for line in follow(program.stdout):
+                    if line: print(json.dumps([line, look()["fraction"]]))
+        """
+    )
+    assert shown == [
+        ["starting", 0.0],
+        ["encoding 0%", 0.0],
+        ["encoding 25%", 0.125],
+        ["encoding 50%", 0.25],
+        ["encoding 75%", 0.375],
+        ["encoding 100%", 0.5],
+        ["file 3/4 done", 0.5],
+    ]
+
+
+def test_the_output_of_a_program_is_read_as_one_likes(run):
+    assert run(
+        r"""
+        for line in follow(["frame= 10 of 40", "time 7"], r"frame= *(\d+) of (\d+)"): pass
+        show("fraction")
+        for line in follow([b"50 done\n"], r"(\d+) done"): pass
+        show("fraction")
+        for line in follow(["x"], lambda line: (0.75, f"read {line}")): show()
+        for line in follow(["0/0", "99 bottles"]): show("fraction")
+        """
+    ) == [0.25, 0.5, [0.75, "read x"], 0.75, 0.75]
+
+
+def test_parts_are_worked_on_side_by_side_in_forked_processes(anywhere):
+    (entry, order) = anywhere(
+        """
+        with step("Render", weight=0.8, parts=4) as render:
+            pids = []
+            for number in range(4):
+                pid = os.fork()
+                if pid == 0:
+                    with render.part(number):
+                        for n in track(range(5), f"Part {number}"): pass
+                        if number == 3:
+                            progress(0.2)
+                    module.end()
+                    os._exit(0)
+                pids.append(pid)
+            for pid in pids: assert os.waitpid(pid, 0)[1] == 0
+            print(json.dumps(reader.get(place["job"])))
+        show("fraction")
+        """
+    )
+    assert 0 < entry["fraction"] <= 0.8
+    assert order == 0.8
+
+
+def test_helpers_of_a_pool_say_it_of_the_job_and_share_its_rate(cached, memcached):
+    before = memcached.stats()["cmd_set"]
+    seconds, children = cached(
+        """
+        import multiprocessing, warnings
+        warnings.simplefilter("error")  # a fork while a thread of ours runs is one, from 3.12 on
+        def work(number):
+            for n in range(500):
+                progress((number * 500 + n) / 2000, f"worker {number}")
+                time.sleep(0.001)
+            return len(os.listdir("/proc/self/task"))
+        progress(0, "starting"); progress(0, "held back")
+        start = time.monotonic()
+        with multiprocessing.get_context("fork").Pool(4) as pool:
+            threads = pool.map(work, range(4), chunksize=1)
+            pool.close(); pool.join()
+        print(time.monotonic() - start)
+        print(json.dumps(reader.get(place["job"])))
+        reader.close()
+        """
+    )
+    sets = memcached.stats()["cmd_set"] - before
+    assert sets <= 20 * (seconds + 0.1) + 4 + 4 + 2  # each worker's last one, and now and then two at once
+    assert children["fraction"] == 1999 / 2000
+
+
+def test_a_job_that_closes_all_that_it_has_writes_nothing_into_what_it_opens_then(tmp_path, cached):
+    (fraction, written) = cached(
+        """
+        progress(0.25); module.end()
+        os.closerange(3, 100)
+        files = [os.open(f"FOLDER/file{n}", os.O_CREAT | os.O_RDWR) for n in range(10)]
+        progress(0.5)
+        show("fraction")
+        print(json.dumps([os.fstat(fd).st_size for fd in files]))
+        """.replace("FOLDER", str(tmp_path))
+    )
+    assert fraction == 0.5
+    assert written == [0] * 10
+
+
+# --------------------------------------------------------------------------- where it goes
+
+
+def test_files_are_whole_private_and_dropped(run):
+    (modes,) = run(
+        """
+        progress(0.5); module.end()
+        print(json.dumps({name: os.stat(place["folder"] + "/" + name).st_mode & 0o777 for name in os.listdir(place["folder"])}))
+        """
+    )
+    assert modes == {JOB: 0o600}
+    run.reader.drop(JOB)
+    assert run.read() is None
+    assert list(Path(run.place["folder"]).iterdir()) == []
+
+
+def test_a_missing_folder_costs_the_bar_and_nothing_else(tmp_path):
+    runs = Runs(tmp_path / "progress")
+    runs.place["folder"] += "/missing"
+    assert runs("progress(0.5); module.end(); print(json.dumps('fine'))") == ["fine"]
+
+
+def test_a_folder_that_comes_later_gets_the_last_state(tmp_path):
+    runs = Runs(tmp_path / "progress")
+    runs.place["folder"] += "/later"
+    assert runs(
+        """
+        progress(0.5, "said before"); module.end()
+        os.mkdir(place["folder"])
+        while not reader.get(place["job"]): time.sleep(0.01)
+        print(json.dumps(reader.get(place["job"])["message"]))
+        """
+    ) == ["said before"]
+
+
+def test_what_is_no_entry_is_none(run):
+    path = Path(run.place["folder"], JOB)
+    for text in ("", "{", "[]", "{}", '{"fraction": "x"}', '"\\ud800"', "\x00\xff"):
+        path.write_text(text)
+        assert run.read() is None
+    path.write_text('{"fraction": null}')
+    assert run.read() == {"fraction": None}
+
+
+def test_keys_carry_a_prefix_and_expire(cached, memcached):
+    cached("progress(0.5); module.end()")
+    wait_until(cached.read, message="the entry")
+    (line,) = [line for line in memcached.ask("lru_crawler metadump all").splitlines() if JOB in line]
+    facts = dict(pair.split("=", 1) for pair in line.split())
+    assert facts["key"] == f"test%3A{JOB}" or facts["key"] == f"test:{JOB}"
+    assert 0 < int(facts["exp"]) - int(facts["la"]) <= 24 * 3600
+
+
+def test_several_servers_share_the_keys_and_when_one_is_gone_the_next_is_used(tmp_path, memcached):
+    with Memcached() as second:
+        url = f"memcached://127.0.0.1:{memcached.port},127.0.0.1:{second.port}"
+        jobs = [f"{JOB[:-2]}{n:02}" for n in range(40)]
+        runs = Runs(tmp_path / "progress", url)
+
+        def tell() -> None:
+            place = sink(runs.place)
+            for job in jobs:
+                assert place.put(job, b'{"fraction": 0.5}')
+            reader = Reader(runs.place)
+            wait_until(lambda: len(reader.get_many(jobs)) == 40, message="all entries")
+            reader.close()
+            place.close()
+
+        before = [server.stats()["cmd_set"] for server in (memcached, second)]
+        tell()
+        after = [server.stats()["cmd_set"] for server in (memcached, second)]
+        shares = [now - then for now, then in zip(after, before, strict=True)]
+        assert sum(shares) == 40
+        assert min(shares) >= 8
+        second.stop("kill")
+        tell()
+        reader = Reader(runs.place)
+        for job in jobs:
+            reader.drop(job)
+        assert reader.get_many(jobs) == {}
+        reader.close()
+
+
+@pytest.mark.memcached
+@pytest.mark.parametrize("trouble", ["nobody at the port", "stopped", "unreachable"])
+def test_a_reader_falls_back_in_little_time(tmp_path, memcached, trouble):
+    url = memcached.url
+    if trouble == "nobody at the port":
+        url = f"memcached://127.0.0.1:{free_port()}"
+    elif trouble == "unreachable":
+        url = "memcached://192.0.2.1:11211"
+    else:
+        memcached.pause()
+    reader = Reader(Runs(tmp_path / "progress", url).place)
+    start = time.monotonic()
+    for _ in range(20):
+        assert reader.get(JOB) is None
+    reader.drop(JOB)
+    reader.close()
+    assert time.monotonic() - start < 2
