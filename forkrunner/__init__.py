@@ -12,11 +12,13 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "ConfigError",
+    "CursorError",
     "EnqueueError",
     "ForkrunnerError",
     "Job",
     "JobNotFound",
     "JobStateError",
+    "LeaveJob",
     "Outcome",
     "Runner",
     "SchemaError",
@@ -29,6 +31,7 @@ __all__ = [
     "WaitTimeout",
     "current_job",
     "progress",
+    "safe_point",
 ]
 
 # Not lazily: importing the module binds its own name here, and only now can the function take its place for good.
@@ -38,10 +41,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from forkrunner.errors import ArgumentError as ArgumentError
     from forkrunner.errors import ConfigError as ConfigError
+    from forkrunner.errors import CursorError as CursorError
     from forkrunner.errors import EnqueueError as EnqueueError
     from forkrunner.errors import ForkrunnerError as ForkrunnerError
     from forkrunner.errors import JobNotFound as JobNotFound
     from forkrunner.errors import JobStateError as JobStateError
+    from forkrunner.errors import LeaveJob as LeaveJob
     from forkrunner.errors import SchemaError as SchemaError
     from forkrunner.errors import StoreError as StoreError
     from forkrunner.errors import StoreUnavailable as StoreUnavailable
@@ -53,6 +58,7 @@ if TYPE_CHECKING:
     from forkrunner.runner import Job as Job
     from forkrunner.runner import Runner as Runner
     from forkrunner.runner import current_job as current_job
+    from forkrunner.safepoint import safe_point as safe_point
     from forkrunner.tasks import Task as Task
 
 #: Where the names are that are not errors.
@@ -63,6 +69,7 @@ _HOMES = {
     "State": "job",
     "Task": "tasks",
     "current_job": "runner",
+    "safe_point": "safepoint",
 }
 
 

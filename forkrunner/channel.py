@@ -6,6 +6,7 @@ arguments down, results up). No checksum and no struct: neither a socket nor a f
 flips bits, and each module here is in the memory that every fork copies. Who says what, in order:
 
 supervisor → mold    `boot` once, first · `run` (body: arguments) · `kill` one attempt ·
+                     `pause` and `resume` one attempt · `leave` (all, at their next safe points) ·
                      `lease` (until when its children may live) · `end` (finish or kill all, then exit)
 mold → supervisor    `up` or `broken` once · `ended` for every `run`, exactly once (body: result)
 mold → child         `run`, the same frame, through a pipe

@@ -13,6 +13,7 @@ import os
 import sys
 
 from . import channel, current, limits, process
+from .errors import LeaveJob
 from .progress import end
 
 TYPE_CHECKING = False
@@ -111,7 +112,7 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes) -> None:
     task = place.tasks[job["task"]]
     if "memory" in job:
         limits.limit_memory(job["memory"])
-    current.job = job
+    current.job, current.arguments = job, arguments
     frame = DONE_WITH_NULL
     try:
         args, kwargs = task.load(arguments)
@@ -166,6 +167,13 @@ class _Nothing:
 
 def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, Any]:
     """Say how an attempt ended that raised: one line per way."""
+    if isinstance(error, LeaveJob):
+        return {
+            "kind": "outcome",
+            "outcome": error.outcome,
+            "error_message": str(error),
+            "cursor": error.cursor,
+        }
     if isinstance(error, MemoryError):
         limits.lift_memory_limit()  # else this report could not be made
     report: dict[str, Any] = {

@@ -5,6 +5,9 @@ The ladder of an ending by force, one step at a time:
 
     RUNNING ──(deadline, cancel, stop)──▶ DUMP ──0.2 s──▶ TERM ──grace──▶ KILL ──1 s──▶ KILL …
 
+Before it stands NEAR, once: the deadline is near, and a safe point may take the job out. No time passes for a
+child that is paused.
+
 Always true between two turns of the mold's loop:
 (1) a pid is in at most one of `spares` and `busy`;
 (2) a busy child has a job, and leaves `busy` only by `died`;
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 RUNNING, DUMP, TERM, KILL = range(4)
+NEAR = -1
 
 #: Seconds that faulthandler gets for printing the stacks before TERM may end the process.
 DUMP_TIME = 0.2
@@ -31,12 +35,16 @@ class Child:
     """One forked process: a spare at first, then one attempt of one job."""
 
     __slots__ = (
+        "asked",
         "deadline",
         "due",
         "grace",
         "job",
         "killed_by_us",
+        "near_at",
         "output",
+        "paused_at",
+        "paused_for",
         "pid",
         "pipe",
         "report",
@@ -63,6 +71,18 @@ class Child:
         #: Outcome word of the killing and a sentence, once it has begun.
         self.why: tuple[str, str] | None = None
         self.killed_by_us = False
+        #: When it is told that its deadline is near.
+        self.near_at = FOREVER
+        #: Since when it stands still, None if it runs; and for how long it did before, seconds.
+        self.paused_at: float | None = None
+        self.paused_for = 0.0
+        #: Something about it is written on the board.
+        self.asked = False
+
+
+def margin(timeout: float, grace: float) -> float:
+    """Say how long before a deadline it is near: a tenth of the time, or `grace`, but never its first half."""
+    return min(max(timeout / 10, grace), timeout / 2)
 
 
 class Children:
@@ -84,9 +104,10 @@ class Children:
         """Note that `child` runs `job` from now on; `timeout` and `grace` are in the job's header."""
         child.job = job
         child.started, child.started_wall = now, wall
-        timeout = job.get("timeout")
-        child.deadline = child.due = FOREVER if timeout is None else now + timeout
         child.grace = job.get("grace", child.grace)
+        if "timeout" in job:
+            child.deadline = now + job["timeout"]
+            child.due = child.near_at = child.deadline - margin(job["timeout"], child.grace)
         self.busy[child.pid] = child
 
     def find(self, job_id: str, attempt: int) -> Child | None:
@@ -95,17 +116,40 @@ class Children:
                 return child
         return None
 
-    def condemn(self, child: Child, outcome: str, sentence: str, now: float) -> None:
-        """Begin the ladder now, unless it has begun: the first reason counts. Keeps (3)."""
+    def condemn(self, child: Child, outcome: str, sentence: str, at: float) -> None:
+        """Begin the ladder then, or at its deadline; the first reason counts. Keeps (3)."""
         if child.why is None:
             child.why = (outcome, sentence)
-            child.due = now
+            child.due = min(at, child.deadline)
+
+    def pause(self, child: Child, now: float) -> bool:
+        """Let no time pass for a child; False if it is paused already, or is being ended."""
+        if child.why is not None or child.paused_at is not None:
+            return False
+        child.paused_at, child.due = now, FOREVER
+        return True
+
+    def resume(self, child: Child, now: float) -> bool:
+        """Let its time go on: what was left of it at the pause is left now; False if it was not paused."""
+        if child.paused_at is None:
+            return False
+        pause, child.paused_at = now - child.paused_at, None
+        child.paused_for += pause
+        child.deadline += pause
+        if child.near_at != FOREVER:
+            child.near_at += pause
+        child.due = min(child.near_at, child.deadline)
+        return True
 
     def overdue(self, now: float) -> list[tuple[Child, int]]:
         """Say which step each child is due for, and move it there."""
         steps = []
         for child in self.busy.values():
             if child.due > now:
+                continue
+            if child.why is None and child.near_at <= now < child.deadline:
+                child.near_at, child.due = FOREVER, child.deadline
+                steps.append((child, NEAR))
                 continue
             if child.why is None:
                 timeout = child.job["timeout"] if child.job else 0

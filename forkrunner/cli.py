@@ -35,6 +35,7 @@ from forkrunner.invocation import (
     target_and_id,
     target_and_ids,
     usage_error,
+    user_and_host,
     words_argument,
 )
 
@@ -422,19 +423,52 @@ def retry(words: tuple[str, ...], as_json: bool) -> int:
 @main.command()
 @words_argument("[MODULE:RUNNER] ID…")
 @click.option("--reason", metavar="TEXT", help="Is kept with the job.")
+@click.option("--actor", metavar="NAME", help="Who asks; is kept with the job.  [USER@HOST]")
 @json_flag
 @flags("database")
-def cancel(words: tuple[str, ...], reason: str | None, as_json: bool) -> int:
+def cancel(words: tuple[str, ...], reason: str | None, actor: str | None, as_json: bool) -> int:
     """Cancel jobs; running ones are ended.
 
-    A pending job is cancelled at once. A running one is ended by its supervisor, within a second or two.
+    A pending job is cancelled at once. A running one is ended by its supervisor: it may leave at a safe point, else
+    it gets TERM, and KILL after `grace`.
+    """
+    actor = actor or user_and_host()
+
+    def act(store: Store, job_id: str) -> tuple[str, str]:
+        state = store.cancel(job_id, reason, actor=actor)
+        ended = state == "cancelled"
+        return str(state), "is cancelled" if ended else "runs; its supervisor was asked to end it"
+
+    return _for_each_id(words, as_json, act)
+
+
+@main.command()
+@words_argument("[MODULE:RUNNER] ID…")
+@json_flag
+@flags("database")
+def pause(words: tuple[str, ...], as_json: bool) -> int:
+    """Freeze running jobs, with all that they have started.
+
+    Their time limits do not count meanwhile. A cancel, or a stop of their supervisor, ends the pause.
     """
 
     def act(store: Store, job_id: str) -> tuple[str, str]:
-        state = store.cancel(job_id, reason)
-        return str(
-            state
-        ), "is cancelled" if state == "cancelled" else "runs; its supervisor was asked to end it"
+        store.pause(job_id)
+        return "busy", "runs; its supervisor was asked to freeze it"
+
+    return _for_each_id(words, as_json, act)
+
+
+@main.command()
+@words_argument("[MODULE:RUNNER] ID…")
+@json_flag
+@flags("database")
+def resume(words: tuple[str, ...], as_json: bool) -> int:
+    """Let paused jobs go on."""
+
+    def act(store: Store, job_id: str) -> tuple[str, str]:
+        store.resume(job_id)
+        return "busy", "is to go on"
 
     return _for_each_id(words, as_json, act)
 

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 #: Header of the running job, as it came from the supervisor; None outside of a child.
 job: dict[str, Any] | None = None
+#: Its arguments as they are in the row, JSON.
+arguments = b"{}"
+#: Set in the mold, before the forks: its pid, and the memory that it shares with its children (`safepoint.py`).
+mold = 0
+board: memoryview | None = None
 #: Where progress goes (`progress.place`), known before the fork.
 place: dict[str, Any] | None = None
 #: The job has told its progress, which now is somewhere.

@@ -8,10 +8,14 @@ ForkrunnerError
 │   └── ArgumentError      .argument              arguments that do not fit the task
 ├── JobNotFound            .id
 ├── JobStateError          .id .state             a cancel or retry that the state does not allow
+├── CursorError                                   safe_point(cursor): not JSON, or too large
 ├── WaitTimeout            .id .state             Job.wait(timeout=…) ran out
 └── StoreError                                    the database said no
     ├── StoreUnavailable       .busy              away, silent, locked: the same call may work later
     └── SchemaError                               tables are missing, older or newer than this release
+
+BaseException
+└── LeaveJob                                      not an error: how safe_point leaves a task
 
 A message says what was expected, what was got and where it came from; the facts
 are attributes. A class's docstring is its message when none is given.
@@ -57,6 +61,10 @@ class JobStateError(ForkrunnerError):
     """The state of the job does not allow this."""
 
 
+class CursorError(ForkrunnerError):
+    """The cursor of a safe point is not JSON, or too large."""
+
+
 class WaitTimeout(ForkrunnerError):
     """The job did not end in time."""
 
@@ -74,3 +82,17 @@ class StoreUnavailable(StoreError):
 
 class SchemaError(StoreError):
     """The tables are missing, older or newer than this release needs."""
+
+
+class LeaveJob(BaseException):
+    """A job leaves at a safe point.
+
+    Not an Exception, like SystemExit: `except Exception` in a task must not keep the job from leaving. Whoever
+    catches it to tidy up raises it again; a task that does not is asked again at its next safe point.
+    """
+
+    def __init__(self, message: str, outcome: str = "requeued", cursor: str | None = None) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        #: JSON text; None: the row keeps what it has.
+        self.cursor = cursor

@@ -60,6 +60,8 @@ class Foundry:
 
     def retire(self, mold: Mold, reason: str) -> None:
         """Give a mold no more jobs; it ends when its last one has."""
+        if reason == "reload":
+            mold.link.tell({"kind": "leave", "wish": "reload"})
         mold.link.tell({"kind": "end", "reason": reason})
         self.log.emit("mold.retired", generation=mold.generation, busy=mold.busy)
 

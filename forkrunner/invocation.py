@@ -373,3 +373,15 @@ def find_id(store: Store, given: str) -> str:
         verb = "begins or ends" if not found else "begin or end"
         raise JobNotFound(f"{what} {verb} with {part!r}", id=given)
     return found[0]
+
+
+def user_and_host() -> str:
+    """Say who types, for the record."""
+    import getpass
+    import socket
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

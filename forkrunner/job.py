@@ -239,6 +239,8 @@ class Claim:
     supervisor: str
     #: When it was due.
     run_at: datetime | None = None
+    #: JSON text, as an earlier attempt left it at a safe point; None: from the beginning.
+    cursor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +258,8 @@ class Ending:
     result: str | None = None
     #: One sentence for people, for `failed`, `cancelled` and another try.
     error: str | None = None
+    #: JSON text: where the next attempt goes on. None leaves what the row has.
+    cursor: str | None = None
 
     def consequence(self) -> str:
         """Say in words what becomes of the job."""
@@ -294,7 +298,25 @@ class Row:
     #: When somebody asked a busy job to be cancelled.
     cancel_at: datetime | None
     cancel_reason: str | None
+    #: Who asked first.
+    cancel_actor: str | None
+    #: Since when a running job is to stand still; the pause is over when the attempt is.
+    paused_at: datetime | None
+    #: JSON text: where the next attempt goes on; see `safe_point`. A done job has none.
+    cursor: str | None
     attempts: tuple[Attempt, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What somebody wants of a running job: that it ends, or that it stands still."""
+
+    id: str
+    attempt: int
+    cancel: bool
+    reason: str | None
+    actor: str | None
+    paused: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,8 +363,8 @@ ENDINGS: Mapping[Outcome, str] = {
     Outcome.OVER_MEMORY: "`MemoryError` under the task's `memory` limit",
     Outcome.OVER_CPU: "the process was ended by SIGXCPU",
     Outcome.OUT_OF_MEMORY: "SIGKILL, and the kernel's out-of-memory killer had struck",
-    Outcome.CANCELLED: "killed because somebody cancelled the job",
-    Outcome.REQUEUED: "killed because its supervisor stopped, or could not renew its lease; given back",
+    Outcome.CANCELLED: "somebody cancelled the job: it left at a safe point, or was killed",
+    Outcome.REQUEUED: "it left at a safe point; or was killed because its supervisor stopped or could not renew its lease",
     Outcome.LOST: "its mold or supervisor died or was killed; or its lease was over and another took it back",
 }
 

@@ -21,9 +21,9 @@ import os
 import signal
 import sys
 
-from . import channel, child, clock, current, limits, process, scratch
+from . import channel, child, clock, current, limits, process, safepoint, scratch
 from .application import load, settle
-from .children import DUMP, FOREVER, TERM, Child, Children
+from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
 from .errors import ForkrunnerError, TargetError
 from .verdict import judge
 
@@ -139,6 +139,10 @@ class Mold:
         self.children = Children()
         self.inbox = channel.Inbox()
         self.outgoing = bytearray()
+        #: What is wanted of children that pass a safe point, and of all that start from now on.
+        self.board = safepoint.Board(process.shared_memory(safepoint.BOARD_SIZE))
+        self.wanted = 0
+        current.board, current.mold = self.board.memory, os.getpid()
         #: Pages that a child shares with us are not its own.
         self.shared = process.shared_at_fork()
         self.oom_kills, _ = limits.oom_kills()
@@ -202,8 +206,57 @@ class Mold:
 
     def on_kill(self, header: dict[str, Any]) -> None:
         victim = self.children.find(header["id"], header["attempt"])
-        if victim is not None:  # else it has ended meanwhile, and its `ended` is on the way
-            self.children.condemn(victim, header["outcome"], header["sentence"], clock.monotonic())
+        if victim is None:
+            return  # it has ended meanwhile, and its `ended` is on the way
+        now = clock.monotonic()
+        self.thaw(victim, now)
+        # one that passes safe points gets the time to reach the next
+        used = self.board.is_used(victim.pid, header["id"])
+        if header["outcome"] == "cancelled":
+            self.ask(victim, safepoint.CANCEL)
+        wait = victim.grace if used and victim.asked else 0.0
+        self.children.condemn(victim, header["outcome"], header["sentence"], now + wait)
+
+    def on_leave(self, header: dict[str, Any]) -> None:
+        """Ask what runs, and what will start, to leave at its next safe point."""
+        self.wanted = max(self.wanted, safepoint.WANTED[header["wish"]])
+        self.ask_all()
+
+    def ask_all(self) -> None:
+        now = clock.monotonic()
+        for busy in self.children.busy.values():
+            if self.wanted == safepoint.STOP:
+                # frozen it would neither leave nor end by itself
+                self.thaw(busy, now)
+            self.ask(busy, self.wanted)
+
+    def ask(self, busy: Child, wish: int) -> None:
+        """Want something of a child, if its task allows it."""
+        assert busy.job is not None
+        task = self.place.tasks[busy.job["task"]]
+        if wish != safepoint.CANCEL and task.at_most_once:
+            return  # given back it would never run again
+        if wish == safepoint.RELOAD and not task.requeue_on_reload:
+            return
+        self.board.ask(busy.pid, wish)
+        busy.asked = True
+
+    def on_pause(self, header: dict[str, Any]) -> None:
+        busy = self.children.find(header["id"], header["attempt"])
+        # nothing can be held up that is to leave
+        if busy is not None and not self.wanted and self.children.pause(busy, clock.monotonic()):
+            process.freeze(busy.pid)
+
+    def on_resume(self, header: dict[str, Any]) -> None:
+        busy = self.children.find(header["id"], header["attempt"])
+        if busy is not None:
+            self.thaw(busy, clock.monotonic())
+
+    def thaw(self, busy: Child, now: float) -> None:
+        if self.children.resume(busy, now):
+            self.board.note_pause(busy.pid, busy.paused_for)
+            busy.asked = True
+            process.thaw(busy.pid)
 
     def on_end(self, header: dict[str, Any]) -> None:
         """Take no more jobs; with an outcome given, end the running ones by the ladder as that."""
@@ -216,6 +269,7 @@ class Mold:
         if header.get("outcome"):
             now = clock.monotonic()
             for victim in self.children.busy.values():
+                self.thaw(victim, now)
                 victim.grace = header["grace"]
                 self.children.condemn(victim, header["outcome"], header["sentence"], now)
 
@@ -227,9 +281,15 @@ class Mold:
         self.cut_at = min(self.cut_at, now + _CUT_EVERY)
         left = []
         for job, arguments in jobs:
+            if "timeout" in job:
+                job["deadline"] = now + job["timeout"]
             if job["task"] not in self.place.tasks:
                 self.refuse(job)
-            elif len(arguments) > _PIPE_SIZE or not self.give_to_a_spare(job, arguments, now):
+            elif (
+                len(arguments) > _PIPE_SIZE
+                or "cursor" in job
+                or not self.give_to_a_spare(job, arguments, now)
+            ):
                 left.append((job, arguments))
         # In three passes: after each fork the pages that we write to are copied once, so what
         # we do between two forks is to be little. Measured: 48 pages a job instead of 112.
@@ -240,6 +300,8 @@ class Mold:
         for (job, _), one in zip(left, born, strict=True):
             if one is not None:
                 self.children.start(one, job, now, clock.wall())
+        if self.wanted:
+            self.ask_all()
 
     def give_to_a_spare(self, job: dict[str, Any], arguments: bytes, now: float) -> bool:
         while self.children.spares:
@@ -339,6 +401,8 @@ class Mold:
             else:
                 self.spare_deaths = 0
                 self.outgoing += self.ended(dead, dead.job, status, usage)
+            if dead.asked:
+                self.board.clear(pid)
             self.release(dead)
 
     def ended(self, dead: Child, job: dict[str, Any], status: int, usage: Any) -> bytes:
@@ -388,7 +452,9 @@ class Mold:
 
     def kill_overdue(self, now: float) -> None:
         for victim, step in self.children.overdue(now):
-            if step == DUMP:
+            if step == NEAR:
+                self.ask(victim, safepoint.NEAR_LIMIT)
+            elif step == DUMP:
                 process.kill(victim.pid, process.DUMP_SIGNAL)
             elif step == TERM:
                 # a stopped process sees TERM only when it goes on

@@ -29,6 +29,9 @@ _flush_c = _libc.fflush
 _set_handler = sys.modules["_signal"].signal
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
+#: MAP_SHARED, MAP_ANONYMOUS, and on Linux MAP_NORESERVE.
+_MAP_SHARED = 0x1 | 0x20 | 0x4000 if LINUX else 0x1 | 0x1000
+
 # glibc's and musl's sigset_t have 128 bytes; macOS uses four of them
 _SETMASK = int(signal.SIG_SETMASK)
 _NO_SIGNALS = ctypes.create_string_buffer(b"\0" * 128, 128)
@@ -183,6 +186,41 @@ def kill_tree(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
+
+
+def descendants(pid: int) -> list[int]:
+    """List all that a process has started and that started, parents before children, also by its other threads."""
+    found = [pid]
+    for one in found:
+        try:
+            threads = os.listdir(f"/proc/{one}/task")
+        except OSError:
+            continue
+        for thread in threads:
+            try:
+                with open(f"/proc/{one}/task/{thread}/children", "rb") as file:
+                    found += [int(word) for word in file.read().split()]
+            except OSError:
+                pass
+    return found[1:]
+
+
+def freeze(pid: int) -> None:
+    """Stop the process group that the child `pid` leads, and all that has left the group."""
+    kill_group(pid, signal.SIGSTOP)
+    # what ran on while we looked may have started more
+    frozen: set[int] = set()
+    while new := [one for one in descendants(pid) if one not in frozen]:
+        for one in new:
+            kill(one, signal.SIGSTOP)
+        frozen.update(new)
+
+
+def thaw(pid: int) -> None:
+    """Let go on what `freeze` has stopped, children first: a shell must not find its programs stopped."""
+    for one in reversed(descendants(pid)):
+        kill(one, signal.SIGCONT)
+    kill_group(pid, signal.SIGCONT)
 
 
 def sweep(known: Collection[int]) -> int:
@@ -423,6 +461,17 @@ def flush_all() -> None:
 
 
 # ---------------------------------------------------------------------------------- memory
+
+
+def shared_memory(size: int) -> memoryview:
+    """Map that many bytes of zeros that this process and its future children share; what is not touched costs nothing."""
+    # by hand: the module mmap is a library more for each fork to copy the mapping of
+    map_memory = _libc.mmap
+    map_memory.restype = ctypes.c_void_p
+    address = map_memory(None, ctypes.c_size_t(size), 3, _MAP_SHARED, -1, ctypes.c_long(0))
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise MemoryError(f"{size} bytes of shared memory are not to be had")
+    return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
 
 
 def resident_peak() -> int:

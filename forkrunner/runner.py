@@ -103,16 +103,47 @@ def new_id() -> str:
 class CurrentJob:
     """The job that this process runs."""
 
-    __slots__ = ("attempt", "id", "queue", "task", "tries")
+    __slots__ = ("_arguments", "_cursor", "_deadline", "attempt", "id", "queue", "task", "tries")
 
-    def __init__(self, id: str, task: str, queue: str, attempt: int, tries: int) -> None:
-        self.id = id
-        self.task = task
-        self.queue = queue
+    def __init__(self, job: Mapping[str, Any], arguments: bytes) -> None:
+        self.id: str = job["id"]
+        self.task: str = job["task"]
+        self.queue: str = job["queue"]
         #: Number of this attempt, from 1.
-        self.attempt = attempt
+        self.attempt: int = job["attempt"]
         #: How many attempts before this one counted against `max_attempts`.
-        self.tries = tries
+        self.tries: int = job["tries"]
+        self._arguments = arguments
+        self._cursor: str | None = job.get("cursor")
+        self._deadline: float | None = job.get("deadline")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments as they are stored: parameter name → plain JSON value."""
+        found: dict[str, Any] = json.loads(self._arguments)
+        return found
+
+    @property
+    def cursor(self) -> Any:
+        """What an earlier attempt gave to the safe point at which it left; None: begin at the beginning."""
+        return None if self._cursor is None else json.loads(self._cursor)
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until `timeout` ends this attempt, None without one; the time of a pause does not count."""
+        if self._deadline is None:
+            return None
+        from forkrunner.safepoint import paused_seconds
+
+        return max(0.0, self._deadline + paused_seconds() - clock.monotonic())
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When `timeout` ends this attempt, aware, UTC; None without one. A pause moves it."""
+        from datetime import timedelta
+
+        left = self.time_left
+        return None if left is None else clock.utc() + timedelta(seconds=left)
 
     def __repr__(self) -> str:
         return f"<CurrentJob {self.id} {self.task} attempt {self.attempt}>"
@@ -121,11 +152,7 @@ class CurrentJob:
 def current_job() -> CurrentJob | None:
     """Return the job that runs in this process, None outside of one."""
     job = current.job
-    return (
-        None
-        if job is None
-        else CurrentJob(job["id"], job["task"], job["queue"], job["attempt"], job["tries"])
-    )
+    return None if job is None else CurrentJob(job, current.arguments)
 
 
 # --------------------------------------------------------------------------- jobs
@@ -216,6 +243,27 @@ class Job(Generic[R]):
         return self._row().attempts
 
     @property
+    def cancel_reason(self) -> str | None:
+        """Why somebody asked for its end."""
+        return self._row().cancel_reason
+
+    @property
+    def cancel_actor(self) -> str | None:
+        """Who asked for its end."""
+        return self._row().cancel_actor
+
+    @property
+    def paused_at(self) -> datetime | None:
+        """Since when the running job is to stand still."""
+        return self._row().paused_at
+
+    @property
+    def cursor(self) -> Any:
+        """From where its next attempt goes on, as it said at a safe point."""
+        text = self._row().cursor
+        return None if text is None else json.loads(text)
+
+    @property
     def run_at(self) -> datetime:
         """Not started before this moment."""
         return self._row().run_at
@@ -265,12 +313,33 @@ class Job(Generic[R]):
             pause = min(pause * 1.5, _LONGEST_POLL)
         return self
 
-    def cancel(self, reason: str | None = None) -> Self:
+    def cancel(self, reason: str | None = None, *, actor: str | None = None) -> Self:
         """Cancel the job: a pending one at once, a running one is ended by its supervisor.
 
+        A running one that uses safe points gets `grace` to reach the next; then, as all others at once, it gets TERM,
+        and KILL after another `grace`. Reason and actor of who asks first stay with the job.
         Raises JobStateError when it has ended, JobNotFound.
         """
-        self._runner.store.cancel(self.id, reason)
+        self._runner.store.cancel(self.id, reason, actor=actor)
+        self._read = None
+        return self
+
+    def pause(self) -> Self:
+        """Freeze the running job, and all that it has started; its `timeout` does not count meanwhile.
+
+        A cancel ends it all the same. The pause is of the process: a stop of its supervisor lets it go on, and a later
+        attempt is not paused. Raises JobStateError when it does not run, JobNotFound.
+        """
+        self._runner.store.pause(self.id)
+        self._read = None
+        return self
+
+    def resume(self) -> Self:
+        """Let the paused job go on; one that is not paused does anyway.
+
+        Raises JobStateError when it does not run, JobNotFound.
+        """
+        self._runner.store.resume(self.id)
         self._read = None
         return self
 
@@ -383,6 +452,7 @@ class Runner:
             grace: Duration | None = None,
             memory: Size | None = None,
             at_most_once: bool = False,
+            requeue_on_reload: bool = False,
         ) -> Decorator: ...
 
     def task(self, function: Any = None, /, **options: Any) -> Any:
@@ -393,6 +463,7 @@ class Runner:
         `backoff` seconds, doubled each time up to `backoff_cap`, or given one by one; `max_crashes` is how
         often it may take its process along. `timeout`, `memory`: limits, None for no limit. `grace`: time
         between TERM and KILL. `at_most_once`: never started again once claimed, whatever happened.
+        `requeue_on_reload`: on a reload its jobs leave at their next safe point and go on with the new code.
         Raises ConfigError.
         """
         for name in options:

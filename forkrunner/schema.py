@@ -99,6 +99,9 @@ jobs = sa.Table(
     sa.Column("supervisor", sa.Text),
     sa.Column("cancel_at", Time),
     sa.Column("cancel_reason", sa.Text),
+    sa.Column("cancel_actor", sa.Text),
+    sa.Column("paused_at", Time),
+    sa.Column("cursor", sa.Text),
     sa.CheckConstraint(one_of("state", STATES), name="forkrunner_jobs_state"),
     # room on the page for the new version of a row, and a vacuum before the dead ones outnumber the live
     postgresql_with={

@@ -13,17 +13,20 @@ import sqlalchemy as sa
 from .database import Database
 from .schema import ID, attempts, jobs, supervisors
 
-#: Of NOTIFY.
-CHANNEL = "forkrunner"
+#: Of NOTIFY. The payload is the name of a queue that has a new job, or this: somebody wants something of a
+#: running job. No queue can be called so.
+CHANNEL, WISH = "forkrunner", "!"
 
 JOB = tuple(column.name for column in jobs.columns)
 ATTEMPT = tuple(column.name for column in attempts.columns)
 CLAIM = (jobs.c.id, jobs.c.task, jobs.c.queue, jobs.c.attempt, jobs.c.tries, jobs.c.crashes, jobs.c.arguments,
-          jobs.c.options, jobs.c.created_at, jobs.c.started_at, jobs.c.supervisor, jobs.c.run_at)  # fmt: skip
+          jobs.c.options, jobs.c.created_at, jobs.c.started_at, jobs.c.supervisor, jobs.c.run_at,
+          jobs.c.cursor)  # fmt: skip
 
 # As literals: only from these can a database prove that the index of live rows has what is asked for.
 _PENDING = sa.literal_column("'pending'", sa.Text)
 _BUSY = sa.literal_column("'busy'", sa.Text)
+_DONE = sa.literal_column("'done'", sa.Text)
 _CANCELLED = sa.literal_column("'cancelled'", sa.Text)
 _ZERO = sa.literal_column("0", sa.Integer)
 
@@ -130,6 +133,12 @@ class Statements:
                     else_=sa.func.coalesce(batch.c.finished_at, now),
                 ),
                 result=batch.c.result,
+                paused_at=sa.null(),
+                # what failed or was cancelled goes on there if it is retried
+                cursor=sa.case(
+                    (batch.c.state == _DONE, sa.null()),
+                    else_=sa.func.coalesce(batch.c.cursor, jobs.c.cursor),
+                ),
                 error=sa.case(
                     (cancelled, sa.func.coalesce(jobs.c.cancel_reason, batch.c.error, _CANCELLED)),
                     else_=batch.c.error,
@@ -187,6 +196,7 @@ class Statements:
             .values(
                 state=_PENDING,
                 supervisor=sa.null(),
+                paused_at=sa.null(),
                 attempt=jobs.c.attempt - sa.literal_column("1", sa.Integer),
                 started_at=before.scalar_subquery(),
             )
@@ -222,8 +232,14 @@ class Statements:
         return sa.select(jobs.c.id, jobs.c.attempt).where(jobs.c.state == _BUSY, mine)
 
     @functools.cached_property
-    def cancel_requests(self) -> Any:
-        return self.busy.add_columns(jobs.c.cancel_reason).where(jobs.c.cancel_at.is_not(None))
+    def wishes(self) -> Any:
+        wanted = sa.or_(jobs.c.cancel_at.is_not(None), jobs.c.paused_at.is_not(None))
+        return self.busy.add_columns(
+            jobs.c.cancel_at.is_not(None),
+            jobs.c.cancel_reason,
+            jobs.c.cancel_actor,
+            jobs.c.paused_at.is_not(None),
+        ).where(wanted)
 
     @functools.cached_property
     def register(self) -> Any:
@@ -276,7 +292,8 @@ class Statements:
     @functools.cached_property
     def cancel(self) -> Any:
         now, reason = self.database.now, sa.bindparam("reason", type_=sa.Text)
-        pending = jobs.c.state == _PENDING
+        actor = sa.bindparam("actor", type_=sa.Text)
+        pending, first = jobs.c.state == _PENDING, jobs.c.cancel_at.is_(None)
         return (
             sa.update(jobs)
             .where(jobs.c.id == sa.bindparam("job", type_=ID), sa.or_(pending, jobs.c.state == _BUSY))
@@ -286,15 +303,28 @@ class Statements:
                 error=sa.case((pending, sa.func.coalesce(reason, _CANCELLED)), else_=jobs.c.error),
                 # the first to ask is the one on record
                 cancel_at=sa.func.coalesce(jobs.c.cancel_at, now),
-                cancel_reason=sa.func.coalesce(jobs.c.cancel_reason, reason),
+                cancel_reason=sa.case((first, reason), else_=jobs.c.cancel_reason),
+                cancel_actor=sa.case((first, actor), else_=jobs.c.cancel_actor),
             )
             .returning(jobs.c.state)
         )
 
     @functools.cached_property
+    def pause(self) -> Any:
+        return self._set_paused(sa.func.coalesce(jobs.c.paused_at, self.database.now))
+
+    @functools.cached_property
+    def resume(self) -> Any:
+        return self._set_paused(sa.null())
+
+    def _set_paused(self, value: sa.ColumnElement[Any]) -> Any:
+        own = sa.and_(jobs.c.id == sa.bindparam("job", type_=ID), jobs.c.state == _BUSY)
+        return sa.update(jobs).where(own).values(paused_at=value).returning(jobs.c.id)
+
+    @functools.cached_property
     def retry(self) -> Any:
         live = sa.or_(jobs.c.state == _PENDING, jobs.c.state == _BUSY)
-        cleared = ("finished_at", "result", "error", "cancel_at", "cancel_reason")
+        cleared = ("finished_at", "result", "error", "cancel_at", "cancel_reason", "cancel_actor")
         return (
             sa.update(jobs)
             .where(jobs.c.id == sa.bindparam("job", type_=ID), ~live)
@@ -316,7 +346,7 @@ class Statements:
 # Of an ending: what it names its row by, and what it says of it.
 _FENCE = ("job_id", "attempt", "supervisor", "finished_at")
 _ENDING = (
-    *(jobs.c[name] for name in ("state", "tries", "crashes", "result", "error")),
+    *(jobs.c[name] for name in ("state", "tries", "crashes", "result", "error", "cursor")),
     sa.Column("delay", sa.Double),
 )
 SUPERVISOR = ("id", "host", "boot_id", "pid_namespace", "pid", "start_ticks", "target", "slots", "version")

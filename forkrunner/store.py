@@ -9,7 +9,7 @@ What always holds:
 2. Every write may be repeated: it is guarded by the row's state, or by its id. So an error during a commit, which
    leaves open whether it happened, is answered by doing the same again; after a claim, by `busy`.
 3. A busy row is changed only under its fence: id, attempt, state, supervisor (`finish`, `release`), except that
-   `cancel` leaves its request on it.
+   `cancel`, `pause` and `resume` leave their wishes on it.
 4. Times are compared by one clock: the database's, which for SQLite is the host's.
 5. Nothing belongs to the session, so everything works through PgBouncer in transaction mode.
 6. A connection is never used, closed or collected in another process than the one that opened it.
@@ -44,9 +44,9 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from . import clock
 from .database import BARE, PATIENCE, Database, PostgreSQL, Silent, SQLite, pause
 from .errors import EnqueueError, JobNotFound, JobStateError, SchemaError, StoreError, StoreUnavailable
-from .job import Attempt, Claim, Ending, New, Next, Outcome, Row, State, SupervisorRow
+from .job import Attempt, Claim, Ending, New, Next, Outcome, Row, State, SupervisorRow, Wish
 from .schema import REVISION, REVISIONS, jobs, supervisors, to_text, version
-from .statements import ATTEMPT, CHANNEL, CLAIM, JOB, SUPERVISOR, Statements
+from .statements import ATTEMPT, CHANNEL, CLAIM, JOB, SUPERVISOR, WISH, Statements
 
 T = TypeVar("T")
 #: Id of a job and number of its attempt.
@@ -56,7 +56,7 @@ Claims = list[Claim]
 Endings = list[Ending]
 Rows = list[Row]
 Supervisors = list[SupervisorRow]
-Requests = list[tuple[str, int, str | None]]
+Wishes = list[Wish]
 Ids = list[str]
 
 # Bytes of UTF-8 of what an outcome may bring along.
@@ -124,6 +124,8 @@ def _ending(ending: Ending) -> dict[str, Any]:
         row["result"] = _clean(ending.result)
     if ending.error is not None:
         row["error"] = _clean(ending.error, _LIMITS["error"])
+    if ending.cursor is not None:
+        row["cursor"] = _clean(ending.cursor)
     for name, value in zip(ATTEMPT, _attempt_values(attempt), strict=True):
         if value is None:
             continue
@@ -441,7 +443,7 @@ class Store:
         """Give back rows that were claimed and never started, as if they had not been claimed; return how many.
 
         Arrow e, one transaction. Nothing is written down, the attempt does not count. A request to cancel stays
-        on the row: whoever claims it next finds it in `cancel_requests`.
+        on the row: whoever claims it next finds it in `wishes`.
         """
         if not claims:
             return 0
@@ -457,13 +459,14 @@ class Store:
         rows = self._read(lambda connection: connection.execute(self._statements.busy, parameters).all())
         return {(row[0], row[1]) for row in rows}
 
-    def cancel_requests(self, supervisor: str) -> Requests:
-        """Return id, attempt and reason of a supervisor's busy rows that somebody asked to cancel."""
+    def wishes(self, supervisor: str) -> Wishes:
+        """Return what is wanted of a supervisor's busy rows: those to be cancelled, and those that are paused."""
         parameters = {"supervisor": supervisor}
-        rows = self._read(
-            lambda connection: connection.execute(self._statements.cancel_requests, parameters).all()
-        )
-        return [(row[0], row[1], row[2]) for row in rows]
+        rows = self._read(lambda connection: connection.execute(self._statements.wishes, parameters).all())
+        return [
+            Wish(id, attempt, bool(cancel), reason, actor, bool(paused))
+            for id, attempt, cancel, reason, actor, paused in rows
+        ]
 
     # -- supervisors
 
@@ -549,22 +552,54 @@ class Store:
             found.setdefault(queue, {})[state] = number
         return found
 
-    def cancel(self, id: str, reason: str | None = None, *, now: datetime | None = None) -> State:
+    def cancel(
+        self, id: str, reason: str | None = None, *, actor: str | None = None, now: datetime | None = None
+    ) -> State:
         """Cancel a pending job at once (arrow f), or ask the supervisor of a busy one to; return the state now.
 
-        One transaction. Raises: JobNotFound; JobStateError if it has ended.
+        One transaction; who asks first is on record, with the reason. Raises: JobNotFound; JobStateError if it
+        has ended.
         """
-        parameters = {"job": _id(id), "reason": _clean(reason, _LIMITS["error"]), "now": self._moment(now)}
+        parameters = {
+            "job": _id(id),
+            "reason": _clean(reason, _LIMITS["error"]),
+            "actor": _clean(actor, _LIMITS["error_type"]),
+            "now": self._moment(now),
+        }
 
         def work(connection: Connection) -> State:
             state = connection.execute(self._statements.cancel, parameters).scalar()
             if state is None:
                 raise self._wrong_state(connection, id, "cancelled", "pending or busy")
             if state == State.BUSY:
-                self._wake(connection)
+                self._wake(connection, WISH)
             return State(state)
 
         return self._run(work)
+
+    def pause(self, id: str, *, now: datetime | None = None) -> None:
+        """Ask the supervisor of a busy job to freeze it; one that is paused stays so. One transaction.
+
+        The pause is over when the attempt is, however it ends. Raises: JobNotFound; JobStateError if it is not busy.
+        """
+        self._set_paused(self._statements.pause, id, "paused", now)
+
+    def resume(self, id: str, *, now: datetime | None = None) -> None:
+        """Ask the supervisor of a busy job to thaw it; one that is not paused goes on. One transaction.
+
+        Raises: JobNotFound; JobStateError if it is not busy.
+        """
+        self._set_paused(self._statements.resume, id, "resumed", now)
+
+    def _set_paused(self, statement: Any, id: str, verb: str, now: datetime | None) -> None:
+        parameters = {"job": _id(id), "now": self._moment(now)}
+
+        def work(connection: Connection) -> None:
+            if connection.execute(statement, parameters).scalar() is None:
+                raise self._wrong_state(connection, id, verb, "busy")
+            self._wake(connection, WISH)
+
+        self._run(work)
 
     def retry(self, id: str, *, now: datetime | None = None) -> None:
         """Make an ended job pending again, due now, as if it had never failed: arrow h, one transaction.
@@ -590,9 +625,9 @@ class Store:
             f"job {id} cannot be {verb}: expected it {expected}, it is {state}", id=id, state=State(state)
         )
 
-    def _wake(self, connection: Connection) -> None:
+    def _wake(self, connection: Connection, payload: str = "") -> None:
         if self.notify and not self._database.makes_itself:
-            connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+            connection.execute(sa.select(sa.func.pg_notify(CHANNEL, payload)))
 
     # -- the tables
 

@@ -28,14 +28,14 @@ import msgspec
 from . import __version__, clock, identity, process
 from .errors import ConfigError, StoreError, StoreUnavailable, TargetError
 from .foundry import Foundry, how_it_ended
-from .job import Attempt, Ending, Outcome, Policy, after
+from .job import Attempt, Ending, Outcome, Policy, Wish, after
 from .lease import HOST, Lease
 from .molds import FOREVER, Mold, Stage
 from .outage import Outage
 from .progress import Reader
 from .progress import place as progress_place
 from .store import Store
-from .wake import open_waker
+from .wake import JOBS, WISHES, open_waker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,8 +72,9 @@ _LONGEST_WAIT = 0.02
 #: Endings in one transaction.
 _BATCH = 500
 _TITLE_EVERY = 1.0
-#: Between two looks for cancelled jobs while some run: without and with a notification, seconds.
-_CANCEL_EVERY, _CANCEL_SOON = 1.0, 0.25
+#: Between two looks for what people want of running jobs, seconds: when nothing tells of it; when a file was
+#: written, which every job does; when a notification says that it is just this.
+_WISHES_EVERY, _WISHES_SOON, _WISHES_NOW = 1.0, 0.25, 0.05
 #: First pause between two looks when nothing wakes us; it grows to `poll_interval`.
 _IDLE_FIRST = 0.01
 #: While notifications are known to arrive, looking is a safety net only: so many times `poll_interval`.
@@ -98,14 +99,14 @@ T = TypeVar("T")
 class Running:
     """One claimed job that a mold has."""
 
-    __slots__ = ("cancelling", "claim", "mold", "options")
+    __slots__ = ("cancelling", "claim", "mold", "options", "paused")
 
     def __init__(self, claim: Claim, options: dict[str, Any], mold: Mold) -> None:
         self.claim = claim
         self.mold = mold
         #: The task's options, with the call's own over them.
         self.options = options
-        self.cancelling = False
+        self.cancelling = self.paused = False
 
 
 class Supervisor:
@@ -142,10 +143,10 @@ class Supervisor:
         self.stop_at = FOREVER
         # when each duty is due, by the monotonic clock
         self.look_at = self.renew_at = self.rescue_at = self.title_at = 0.0
-        self.write_at = self.cancel_at = FOREVER
+        self.write_at = self.wishes_at = FOREVER
         #: The mold could not fork: nothing is claimed before, whatever slots are free.
         self.crowded_until = 0.0
-        self.last_turn = 0.0
+        self.last_turn = self.wishes_read = 0.0
         self.idle_pause = _IDLE_FIRST
         self.title_count = 0
 
@@ -178,7 +179,7 @@ class Supervisor:
                     self.renew(now)
                     self.rescue(now)
                     self.turn(now)
-                    self.pass_on_cancels(now)
+                    self.pass_on_wishes(now)
                 self.proceed_with_stopping(now)
                 self.send(now)
                 self.log.flush()
@@ -237,7 +238,7 @@ class Supervisor:
         self.signals.close()
 
     def next_due(self) -> float:
-        rows = min(self.renew_at, self.rescue_at, self.turn_due(), self.cancel_at)
+        rows = min(self.renew_at, self.rescue_at, self.turn_due(), self.wishes_at)
         stop = self.stop_at + _LAST_WRITES if self.killed else self.stop_at
         due = min(stop, max(rows, self.outage.retry_at))
         if self.running:
@@ -260,6 +261,7 @@ class Supervisor:
         self.log.emit(
             "supervisor.stopping", signal=name, busy=len(self.running), seconds=self.settings.grace_period
         )
+        self.foundry.tell_all({"kind": "leave", "wish": "stop"})
 
     def on_kill(self, name: str) -> None:
         self.kill(name, Outcome.LOST)
@@ -442,6 +444,8 @@ class Supervisor:
             for limit in ("timeout", "memory"):
                 if options.get(limit) is not None:
                     header[limit] = options[limit]
+            if claim.cursor is not None:
+                header["cursor"] = claim.cursor
             mold.link.tell(header, claim.arguments.encode())
             self.log.emit("job.started", task=claim.task, id=claim.id, attempt=claim.attempt)
 
@@ -474,7 +478,8 @@ class Supervisor:
             cpu_system_seconds=facts.get("cpu_system"),
             peak_memory_bytes=facts.get("peak"),
         )
-        self.keep(attempt, claim, run.options, retry=facts.get("retry", True), result=body)
+        retry, cursor = facts.get("retry", True), facts.get("cursor")
+        self.keep(attempt, claim, run.options, retry=retry, result=body, cursor=cursor)
 
     def on_refused(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
         """Give a job back that a mold could not fork for; it counts as nothing."""
@@ -492,6 +497,7 @@ class Supervisor:
         *,
         retry: bool = True,
         result: bytes = b"",
+        cursor: str | None = None,
     ) -> Ending:
         """Keep an ending until it is written."""
         done = attempt.outcome is Outcome.DONE
@@ -500,7 +506,7 @@ class Supervisor:
         if done:
             ending = Ending(attempt, then, claim.task, result=result.decode("utf-8", "replace"))
         else:
-            ending = Ending(attempt, then, claim.task, error=attempt.sentence())
+            ending = Ending(attempt, then, claim.task, error=attempt.sentence(), cursor=cursor)
         self.endings.append(ending)
         self.ended_count += 1
         if self.write_at == FOREVER:
@@ -581,7 +587,7 @@ class Supervisor:
         self.write_at = clock.monotonic() if self.endings else FOREVER
         if claims:
             self.idle_pause = _IDLE_FIRST
-            self.cancel_at = min(self.cancel_at, now + _CANCEL_EVERY)
+            self.wishes_at = min(self.wishes_at, now + _WISHES_EVERY)
         if free:
             self.look_at = 0.0 if len(claims) == free else self.next_look()
         # its beginning: a turn that took long has gathered enough meanwhile
@@ -610,17 +616,40 @@ class Supervisor:
         self.claims_in_doubt = False
         return True
 
-    def pass_on_cancels(self, now: float) -> None:
-        if now < self.cancel_at or self.store is None:
+    def pass_on_wishes(self, now: float) -> None:
+        """Tell the mold which running jobs are to be cancelled, and which are to stand still or go on."""
+        if now < self.wishes_at or self.store is None:
             return
-        self.cancel_at = now + _CANCEL_EVERY if self.running else FOREVER
+        self.wishes_read = now
+        # where we are told of each, looking is a safety net: no statement a second for one long job
+        told = self.waker is not None and self.waker.kind != "poll"
+        pause = self.settings.poll_interval * _TRUST if told else _WISHES_EVERY
+        self.wishes_at = now + pause if self.running else FOREVER
         store, supervisor = self.store, self.lease.id
-        for job_id, number, reason in self.ask(lambda: store.cancel_requests(supervisor)) or ():
-            run = self.running.get((job_id, number))
-            if run is not None and not run.cancelling:
-                run.cancelling = True
-                order = {"kind": "kill", "id": job_id, "attempt": number, "outcome": "cancelled"}
-                run.mold.link.tell(order | {"sentence": reason or "by request"})
+        wishes = self.ask(lambda: store.wishes(supervisor))
+        if wishes is None:
+            return
+        wanted = {(wish.id, wish.attempt): wish for wish in wishes}
+        for key, run in self.running.items():
+            wish = wanted.get(key)
+            if wish is not None or run.paused:
+                # one that is paused and not wished for any more is to go on
+                self.pass_on(wish or Wish(*key, cancel=False, reason=None, actor=None, paused=False), run)
+
+    def pass_on(self, wish: Wish, run: Running) -> None:
+        if run.cancelling:
+            return
+        order: dict[str, Any] = {"id": wish.id, "attempt": wish.attempt}
+        if wish.cancel:
+            run.cancelling = True
+            order |= {"kind": "kill", "outcome": "cancelled"}
+            order["sentence"] = wish.reason or f"by {wish.actor or 'request'}"
+            run.mold.link.tell(order)
+        elif wish.paused != run.paused:
+            run.paused = wish.paused
+            run.mold.link.tell(order | {"kind": "pause" if run.paused else "resume"})
+            event = "job.paused" if run.paused else "job.resumed"
+            self.log.emit(event, task=run.claim.task, **order)
 
     # ------------------------------------------------------------------------------ lease
 
@@ -752,12 +781,16 @@ class Supervisor:
             self.poll.watch(self.waker.fileno())
 
     def take_wakes(self, ready: set[int], now: float) -> None:
-        if self.waker is not None and self.waker.fileno() in ready and self.waker.drain():
+        if self.waker is None or self.waker.fileno() not in ready or not (news := self.waker.drain()):
+            return
+        if news & JOBS:
             self.look_at = 0.0
-            # every enqueue wakes us too: under load this must not become a statement each time
-            self.cancel_at = min(self.cancel_at, now + _CANCEL_SOON) if self.running else FOREVER
-            # its connection broke: until the next renewal we poll
-            self.waker_lost = self.waker.kind == "poll"
+        if news & WISHES and self.running:
+            # a flood of them must not become a statement each
+            pause = _WISHES_SOON if news & JOBS else _WISHES_NOW
+            self.wishes_at = min(self.wishes_at, max(now, self.wishes_read + pause))
+        # its connection broke: until the next renewal we poll
+        self.waker_lost = self.waker.kind == "poll"
 
 
 def _options_of(claim: Claim, tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

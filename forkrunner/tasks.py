@@ -135,6 +135,7 @@ _OPTIONS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
     "grace": (lambda value: None if value is None else _seconds(value), True),
     "memory": (_some_bytes, True),
     "at_most_once": (_switch, False),
+    "requeue_on_reload": (_switch, False),
     "delay": (_seconds, False),
 }
 
@@ -152,6 +153,7 @@ DEFAULTS: Mapping[str, Any] = {
     "grace": None,
     "memory": None,
     "at_most_once": False,
+    "requeue_on_reload": False,
 }
 
 #: What whoever runs the jobs must know of a task.
@@ -165,6 +167,7 @@ _POLICY = (
     "grace",
     "memory",
     "at_most_once",
+    "requeue_on_reload",
 )
 
 
@@ -224,6 +227,8 @@ class Task(Generic[P, R]):
     #: Bytes of its own that a process may have; None: no limit.
     memory: int | None
     at_most_once: bool
+    #: On a reload its jobs leave the old code at their next safe point and go on with the new.
+    requeue_on_reload: bool
 
     def __init__(self, runner: Runner, function: Callable[P, Any], options: Mapping[str, Any]) -> None:
         """Check the function and the options.

@@ -164,6 +164,9 @@ def job_json(row: Row, *, secrets: bool, progress: dict[str, Any] | None = None)
         "supervisor": row.supervisor,
         "cancel_at": iso(row.cancel_at),
         "cancel_reason": row.cancel_reason,
+        "cancel_actor": row.cancel_actor,
+        "paused_at": iso(row.paused_at),
+        "cursor": value_of(row.cursor, secrets),
         "progress": progress,
     }
 
@@ -331,7 +334,8 @@ def table_of(rows: Sequence[Row], progress: dict[str, dict[str, Any] | None], no
     )  # fmt: skip
     for row in rows:
         note = progress_words(progress.get(row.id)) if row.state is State.BUSY else row.error
-        cells = (short_id(row.id), row.task, row.queue, row.state, row.attempt or "", _when(row, now), note)
+        state = "paused" if row.paused_at else row.state
+        cells = (short_id(row.id), row.task, row.queue, state, row.attempt or "", _when(row, now), note)
         table.add(*cells, colours={"STATE": _COLOURS[row.state]})
     return table
 
@@ -366,8 +370,17 @@ def page_of(row: Row, progress: dict[str, Any] | None, now: datetime, *, secrets
         facts += [("progress", short(progress_words(progress)) or "unknown"), ("supervisor", row.supervisor)]
     if row.options:
         facts.append(("options", short(json.dumps(value_of(row.options, True)))))
-    if row.cancel_at and row.state not in ENDED:
-        facts.append(("cancel", f"asked for {distance(row.cancel_at, now)} {short(row.cancel_reason or '')}"))
+    if row.paused_at:
+        facts.append(("paused", moment(row.paused_at, now)))
+    if row.cancel_at and (row.state not in ENDED or row.state is State.CANCELLED):
+        words = [
+            moment(row.cancel_at, now) if row.state in ENDED else f"asked for {distance(row.cancel_at, now)}"
+        ]
+        words += [f"by {short(row.cancel_actor)}"] if row.cancel_actor else []
+        words += [short(row.cancel_reason)] if row.cancel_reason else []
+        facts.append(("cancelled" if row.state in ENDED else "cancel", ", ".join(words)))
+    if row.cursor:
+        facts.append(("cursor", short(json.dumps(value_of(row.cursor, secrets)))))
     if row.error:
         facts.append(("error", short(row.error, 2000)))
     yield from _facts(facts)

@@ -34,6 +34,9 @@ def judge(
         return {"outcome": outcome, "error_message": sentence, **facts}, b""
     if report is not None:
         header, body = report
+        if dead.why is not None and header["outcome"] == dead.why[0]:
+            # it left at a safe point, and need not know why it was to
+            header["error_message"] = dead.why[1]
         return {**facts, **header}, body
     if exit_status >= 0:
         sentence = f"the process ended itself with exit status {exit_status} before the task returned"

@@ -25,8 +25,12 @@ from sqlalchemy.engine import URL, make_url
 
 from . import clock
 from .database import Silent, alarm
+from .statements import CHANNEL, WISH
 
-CHANNEL = "forkrunner"
+#: What `drain` tells, added up: there may be new jobs; somebody may want something of a running one.
+JOBS, WISHES = 1, 2
+
+_WISH = WISH.encode()
 
 #: Seconds that opening one may take, all in all, and that the notification which proves it may be under way.
 _OPENING = 5.0
@@ -47,9 +51,9 @@ class Waker:
         """Return what to wait on for reading, the same until `close`; -1: there is nothing."""
         return -1
 
-    def drain(self) -> bool:
-        """Take what has arrived, without waiting; say whether anything may have been enqueued."""
-        return False
+    def drain(self) -> int:
+        """Take what has arrived, without waiting; say what may have happened: JOBS, WISHES, both or 0."""
+        return 0
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -86,21 +90,21 @@ class Listener(Waker):
     def fileno(self) -> int:
         return self._fd
 
-    def drain(self) -> bool:
+    def drain(self) -> int:
         if self.kind == "poll":
-            return False
+            return 0
         import psycopg
 
         pgconn = self._connection.pgconn
-        found = False
+        found = 0
         try:
             pgconn.consume_input()
-            while pgconn.notifies() is not None:
-                found = True
+            while (notify := pgconn.notifies()) is not None:
+                found |= WISHES if notify.extra == _WISH else JOBS
         except psycopg.Error as error:
             self._lose(str(error).strip().partition("\n")[0])
             # nobody knows what was missed
-            return True
+            return JOBS | WISHES
         return found
 
     def _lose(self, reason: str) -> None:
@@ -210,8 +214,8 @@ class Inotify(Waker):
     def fileno(self) -> int:
         return self._fd
 
-    def drain(self) -> bool:
-        found = False
+    def drain(self) -> int:
+        found = 0
         while True:
             try:
                 data = os.read(self._fd, 1 << 16)
@@ -225,9 +229,9 @@ class Inotify(Waker):
                 if mask & _OVERFLOW or name == self._name:
                     # a new log: it was written to before we could watch it
                     self._arm()
-                    found = True
-                elif watch == self._watch:
-                    found = found or not mask & _IGNORED
+                    found = JOBS | WISHES
+                elif watch == self._watch and not mask & _IGNORED:
+                    found = JOBS | WISHES
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkrunner.children import AGAIN, DUMP, DUMP_TIME, FOREVER, KILL, TERM, Child, Children
+from forkrunner.children import AGAIN, DUMP, DUMP_TIME, FOREVER, KILL, NEAR, TERM, Child, Children, margin
 
 
 @pytest.fixture
@@ -20,6 +20,8 @@ def busy(children, pid=10, now=100.0, **job):
 
 def test_the_ladder_goes_dump_term_kill_and_again(children):
     child = busy(children, timeout=5, grace=3)
+    assert children.next_due() == 105 - margin(5, 3)
+    assert children.overdue(104.9) == [(child, NEAR)]
     assert children.overdue(104.9) == []
     assert children.next_due() == 105
     assert children.overdue(105) == [(child, DUMP)]
@@ -44,6 +46,47 @@ def test_the_first_reason_for_a_killing_stays(children):
     assert children.overdue(102) == [(child, DUMP)]
     assert children.overdue(200) == [(child, TERM)]
     assert child.why == ("cancelled", "by hand")
+
+
+@pytest.mark.parametrize(
+    ("timeout", "grace", "before"), [(1000, 5, 100), (20, 5, 5), (4, 5, 2), (100, 0, 10)]
+)
+def test_a_deadline_is_near_a_tenth_or_the_grace_before_it_but_not_in_the_first_half(timeout, grace, before):
+    assert margin(timeout, grace) == before
+
+
+def test_a_deadline_is_near_only_once_and_not_for_one_that_is_looked_at_too_late(children):
+    child = busy(children, timeout=10, grace=1)
+    assert children.overdue(200) == [(child, DUMP)]
+
+
+def test_no_time_passes_in_a_pause(children):
+    child = busy(children, timeout=10, grace=1)
+    assert children.pause(child, 103)
+    assert not children.pause(child, 104)
+    assert children.next_due() == FOREVER
+    assert children.overdue(1000) == []
+    assert children.resume(child, 1003)
+    assert not children.resume(child, 1004)
+    assert child.paused_for == 900
+    assert children.next_due() == 1010 - margin(10, 1)
+    assert children.overdue(1009) == [(child, NEAR)]
+    assert children.pause(child, 1009.5)
+    assert children.resume(child, 2009.5)
+    assert children.overdue(2009.9) == []
+    assert children.overdue(2010) == [(child, DUMP)]
+    assert not children.pause(child, 2010), "it is being ended"
+
+
+def test_a_killing_may_be_put_off_but_not_beyond_the_deadline(children):
+    child = busy(children, timeout=10, grace=1)
+    children.condemn(child, "cancelled", "by hand", 103)
+    assert children.overdue(102.9) == []
+    assert children.overdue(103) == [(child, DUMP)]
+    other = busy(children, pid=11, timeout=10, grace=1)
+    children.condemn(other, "cancelled", "by hand", 120)
+    assert children.overdue(110) == [(child, TERM), (other, DUMP)]
+    assert other.why == ("cancelled", "by hand")
 
 
 def test_a_child_is_found_by_job_and_attempt(children):

@@ -73,6 +73,7 @@ FLOORS = [
         "progress",
         "sender",
         "steps",
+        "safepoint",
         "mail",
     },
     {"application", "child", "mold", "link", "foundry", "lease", "supervisor", "runner"},
@@ -99,6 +100,7 @@ THIN = [
     "mold",
     "progress",
     "sender",
+    "safepoint",
 ]
 
 

@@ -51,6 +51,7 @@ from forkrunner.job import (
     Row,
     State,
     SupervisorRow,
+    Wish,
 )
 from forkrunner.schema import attempts, jobs
 from forkrunner.store import Store
@@ -119,7 +120,7 @@ def ending(claim: Claim, state: State = State.DONE, **facts) -> Ending:
     attempt = Attempt(claim.id, claim.attempt, outcome, claim.supervisor, started_at=NOW, finished_at=NOW)
     words = {"result": '{"ok": true}'} if state is State.DONE else {"error": "it failed"}
     whole = Ending(attempt, NEXT[state], **words)
-    mine = {name: facts.pop(name) for name in tuple(facts) if name in ("next", "result", "error")}
+    mine = {name: facts.pop(name) for name in tuple(facts) if name in ("next", "result", "error", "cursor")}
     return replace(whole, attempt=replace(attempt, **facts), **mine)
 
 
@@ -136,7 +137,7 @@ def test_a_job_goes_from_enqueue_to_done(store):
     row = store.get(job)
     assert row == Row(
         job, "convert", "default", State.PENDING, 3, NOW, NOW, None, None, '{"a": 1}', None, None,
-        '{"timeout": 5}', 0, 0, 0, None, None, None,
+        '{"timeout": 5}', 0, 0, 0, None, None, None, None, None, None,
     )  # fmt: skip
     later = NOW + timedelta(seconds=1)
     claim = claim_one(store, now=later)
@@ -462,15 +463,57 @@ def test_a_pending_job_is_cancelled_at_once(store):
 def test_a_busy_job_is_asked_for(store):
     put(store, 2)
     claim, _ = store.claim("a", 2, None, now=NOW)
-    assert store.cancel_requests("a") == []
-    assert store.cancel(claim.id, "too long", now=NOW) is State.BUSY
-    store.cancel(claim.id, "me too", now=NOW + timedelta(seconds=1))
-    assert store.cancel_requests("a") == [(claim.id, 1, "too long")]
-    assert store.cancel_requests("b") == []
-    assert store.get(claim.id).cancel_at == NOW
+    assert store.wishes("a") == []
+    assert store.cancel(claim.id, None, actor="me@here", now=NOW) is State.BUSY
+    store.cancel(claim.id, "me too", actor="you@there", now=NOW + timedelta(seconds=1))
+    assert store.wishes("a") == [Wish(claim.id, 1, True, None, "me@here", False)]
+    assert store.wishes("b") == []
+    row = store.get(claim.id)
+    assert (row.cancel_at, row.cancel_reason, row.cancel_actor) == (NOW, None, "me@here")
     store.finish([ending(claim, State.CANCELLED)])
-    assert store.get(claim.id).state is State.CANCELLED
-    assert store.cancel_requests("a") == []
+    row = store.get(claim.id)
+    assert (row.state, row.cancel_actor) == (State.CANCELLED, "me@here")
+    assert store.wishes("a") == []
+
+
+def test_only_a_busy_job_is_paused_and_the_pause_ends_with_its_attempt(store):
+    (job,) = put(store)
+    for call in (store.pause, store.resume):
+        with pytest.raises(JobStateError, match="expected it busy, it is pending"):
+            call(job)
+    claim = claim_one(store)
+    store.resume(job)
+    store.pause(job, now=NOW)
+    store.pause(job, now=NOW + timedelta(seconds=1))
+    assert store.get(job).paused_at == NOW
+    assert store.wishes("a") == [Wish(job, 1, False, None, None, True)]
+    store.resume(job)
+    assert (store.get(job).paused_at, store.wishes("a")) == (None, [])
+    store.pause(job)
+    assert store.release("a", [(job, 1)]) == 1
+    assert store.get(job).paused_at is None
+    claim = claim_one(store)
+    store.pause(job)
+    store.finish([ending(claim, State.PENDING)])
+    assert store.get(job).paused_at is None
+
+
+def test_a_cursor_stays_until_the_job_is_done(store):
+    (job,) = put(store)
+    for text, state, left in (
+        (None, State.PENDING, None),
+        ("[1]", State.PENDING, "[1]"),
+        (None, State.PENDING, "[1]"),
+        ("2", State.CANCELLED, "2"),
+        (None, State.FAILED, "2"),
+        ("3", State.DONE, None),
+    ):
+        claim = claim_one(store, now=NOW + timedelta(days=1))
+        store.finish([ending(claim, state, cursor=text)], now=NOW)
+        assert store.get(job).cursor == left
+        if state is not State.PENDING:
+            store.retry(job, now=NOW)
+            assert store.get(job).cursor == left
 
 
 def test_a_cancel_while_the_attempt_ends_wins_over_another_try(store):

@@ -110,7 +110,7 @@ def test_a_lost_connection_wakes_once_and_then_is_silent(postgres: Postgres, pos
     waker = open_waker(postgresql_database)
     fd = waker.fileno()
     postgres.restart("fast")
-    woken = False
+    woken = 0
     while waker.kind == "listen":  # first its farewell is read, then the end
         assert ready(waker)
         woken = waker.drain()

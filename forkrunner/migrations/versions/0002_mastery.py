@@ -1,4 +1,4 @@
-"""What an attempt has cost and how it was ended; and a table for what it wrote.
+"""What an attempt has cost and how it was ended; a table for what it wrote; what people want of a job.
 
 Names nothing of forkrunner.schema, which goes on changing after this.
 """
@@ -13,9 +13,13 @@ revision = "0002"
 down_revision = "0001"
 
 ID = sa.String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
+TIME = sa.String(27).with_variant(sa.TIMESTAMP(timezone=True), "postgresql")
 
 
 def upgrade() -> None:
+    op.add_column("forkrunner_jobs", sa.Column("cancel_actor", sa.Text))
+    op.add_column("forkrunner_jobs", sa.Column("paused_at", TIME))
+    op.add_column("forkrunner_jobs", sa.Column("cursor", sa.Text))
     for column in (
         sa.Column("task", sa.Text),
         sa.Column("waited_seconds", sa.Double),
