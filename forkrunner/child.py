@@ -110,11 +110,11 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes) -> None:
     process.title(f"job {job['id']} {job['task']} attempt {job['attempt']}")
     me = os.getpid()
     task = place.tasks[job["task"]]
-    if "memory" in job:
-        limits.limit_memory(job["memory"])
     current.job, current.arguments = job, arguments
     frame = DONE_WITH_NULL
     try:
+        if "limits" in job:
+            limits.impose(job["limits"], place.base)
         args, kwargs = task.load(arguments)
         value = task.run(*args, **kwargs)
         if value is not None or current.told:
@@ -124,6 +124,8 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes) -> None:
     except BaseException as error:  # noqa: BLE001 - how an attempt ends is judged here, and nowhere else
         frame = REPORT_MARK + channel.pack(_judge(error, job, task))
         error.__traceback__ = None
+    if "limits" in job:
+        limits.lift()
     process.flush_all()
     if os.getpid() != me:
         # the job forked and this is its child coming back through the task: it is not the attempt
@@ -174,8 +176,12 @@ def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, An
             "error_message": str(error),
             "cursor": error.cursor,
         }
-    if isinstance(error, MemoryError):
-        limits.lift_memory_limit()  # else this report could not be made
+    bounds = job.get("limits")
+    breach = None
+    if bounds:
+        # else this report could not be made, for want of memory or files
+        limits.lift()
+        breach = limits.reached(error, bounds)
     report: dict[str, Any] = {
         "kind": "outcome",
         "outcome": "raised",
@@ -186,11 +192,12 @@ def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, An
     if isinstance(error, SystemExit):
         report |= {"outcome": "exited", "exit_status": _exit_status(error), "error_type": None}
         report["error_message"] = f"the task called sys.exit({_text_of(error)})"
-    elif isinstance(error, MemoryError) and job.get("memory"):
-        report["outcome"] = "over_memory"
-        report["error_message"] = f"needed more than its limit of {job['memory']} bytes of memory of its own"
+    elif isinstance(error, MemoryError) and breach:
+        report |= {"outcome": "over_memory", "error_message": breach}
     elif isinstance(error, Exception):
         report["retry"] = task.retryable(error)
+        if breach:
+            report["error_message"] += f" ({breach})"
     report["traceback"] = _traceback_of(error)
     return report
 

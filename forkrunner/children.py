@@ -29,6 +29,8 @@ DUMP_TIME = 0.2
 #: A process that survives KILL sits in the kernel; it is told again this often, seconds.
 AGAIN = 1.0
 FOREVER = float("inf")
+#: Limits that the mold enforces by looking.
+WATCHED = frozenset({"memory", "cpu_seconds"})
 
 
 class Child:
@@ -36,21 +38,27 @@ class Child:
 
     __slots__ = (
         "asked",
+        "cpu",
+        "cut",
         "deadline",
         "due",
         "grace",
+        "inherited",
         "job",
-        "killed_by_us",
+        "leftover",
         "near_at",
         "output",
         "paused_at",
         "paused_for",
+        "peak",
         "pid",
         "pipe",
+        "ran",
         "report",
         "stage",
         "started",
         "started_wall",
+        "steps",
         "why",
     )
 
@@ -70,7 +78,6 @@ class Child:
         self.stage = RUNNING
         #: Outcome word of the killing and a sentence, once it has begun.
         self.why: tuple[str, str] | None = None
-        self.killed_by_us = False
         #: When it is told that its deadline is near.
         self.near_at = FOREVER
         #: Since when it stands still, None if it runs; and for how long it did before, seconds.
@@ -78,6 +85,24 @@ class Child:
         self.paused_for = 0.0
         #: Something about it is written on the board.
         self.asked = False
+        #: What was done to end it by force, and when; None while nothing was.
+        self.steps: list[dict[str, Any]] | None = None
+        #: The middle of its output was given up.
+        self.cut = False
+        #: Processes of its own making that had to be killed.
+        self.leftover = 0
+        #: Memory that it began with, bytes; known where it has a limit of memory.
+        self.inherited = 0
+        #: Memory of its own and of what it started, as sampled, and in the end as the kernel says, bytes.
+        self.peak = 0
+        #: CPU time and time on the clock, when it has ended, seconds.
+        self.cpu = self.ran = 0.0
+
+    def note(self, step: str, now: float, **details: Any) -> None:
+        """Write down what was done to end it by force."""
+        if self.steps is None:
+            self.steps = []
+        self.steps.append({"step": step, "after": round(now - self.started, 3), **details})
 
 
 def margin(timeout: float, grace: float) -> float:
@@ -89,6 +114,8 @@ class Children:
     def __init__(self) -> None:
         self.spares: list[Child] = []
         self.busy: dict[int, Child] = {}
+        #: Those of the busy ones whose memory and CPU time are looked at.
+        self.watched: dict[int, Child] = {}
 
     def __len__(self) -> int:
         return len(self.spares) + len(self.busy)
@@ -109,6 +136,8 @@ class Children:
             child.deadline = now + job["timeout"]
             child.due = child.near_at = child.deadline - margin(job["timeout"], child.grace)
         self.busy[child.pid] = child
+        if "limits" in job and not WATCHED.isdisjoint(job["limits"]):
+            self.watched[child.pid] = child
 
     def find(self, job_id: str, attempt: int) -> Child | None:
         for child in self.busy.values():
@@ -119,8 +148,8 @@ class Children:
     def condemn(self, child: Child, outcome: str, sentence: str, at: float) -> None:
         """Begin the ladder then, or at its deadline; the first reason counts. Keeps (3)."""
         if child.why is None:
-            child.why = (outcome, sentence)
             child.due = min(at, child.deadline)
+            self._decide(child, outcome, sentence, child.due)
 
     def pause(self, child: Child, now: float) -> bool:
         """Let no time pass for a child; False if it is paused already, or is being ended."""
@@ -141,6 +170,10 @@ class Children:
         child.due = min(child.near_at, child.deadline)
         return True
 
+    def _decide(self, child: Child, outcome: str, sentence: str, now: float) -> None:
+        child.why = (outcome, sentence)
+        child.note(outcome, now, detail=sentence)
+
     def overdue(self, now: float) -> list[tuple[Child, int]]:
         """Say which step each child is due for, and move it there."""
         steps = []
@@ -153,7 +186,7 @@ class Children:
                 continue
             if child.why is None:
                 timeout = child.job["timeout"] if child.job else 0
-                child.why = ("timed_out", f"ran longer than its timeout of {timeout:g} s")
+                self._decide(child, "timed_out", f"ran longer than its timeout of {timeout:g} s", now)
             child.stage = min(child.stage + 1, KILL)
             child.due = now + (DUMP_TIME, child.grace, AGAIN)[child.stage - 1]
             steps.append((child, child.stage))
@@ -165,6 +198,8 @@ class Children:
     def died(self, pid: int) -> Child | None:
         """Forget a dead child; None if the pid was none of ours (a leftover of some job)."""
         child = self.busy.pop(pid, None)
+        if self.watched:
+            self.watched.pop(pid, None)
         if child is None:
             for i, spare in enumerate(self.spares):
                 if spare.pid == pid:

@@ -1,72 +1,102 @@
-"""What a job may use, and who ended it when it used more: limits set by the kernel, the kernel's own kills.
+"""What a job may use: limits that the kernel holds, set by a child on itself before it calls the task.
 
-Used by children, on themselves, and by the mold. No decision is taken here.
+Each is of one process. What a job uses together with all that it has started, the mold looks at (`measure.py`).
 """
 
 from __future__ import annotations
 
+import math
+import os
 import resource
+
+from . import units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from typing import Any
 
 
-def limit_memory(own: int) -> None:
-    """Let this process allocate `own` bytes beside what it has now, then MemoryError.
+#: errno → (the limit that it speaks of, what was reached).
+_ERRORS = {
+    12: ("memory", "the kernel refused it more"),
+    24: ("open_files", "as many were open"),
+    27: ("file_size", "a file had grown to it"),
+}
+#: VmData when the limits were set, bytes.
+_data_at_start = 0
 
-    RLIMIT_DATA, soft: it counts private writable memory only, so a big file can
-    still be mapped, and `lift_memory_limit` makes room for the report.
+
+def impose(limits: dict[str, Any], open_already: int) -> None:
+    """Set this process's limits, all soft, so that `lift` can make room for a report.
+
+    `open_already` is the number of descriptors that do not count. A limit that is higher than the one that this
+    process was started with changes nothing.
+    Raises:
+        PermissionError: a negative `nice` without the privilege.
     """
-    data = 0
-    with open("/proc/self/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"VmData:"):
-                data = int(line.split()[1]) * 1024
-                break
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (data + own, hard))
-
-
-def lift_memory_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-
-
-def oom_kills() -> tuple[int, bool]:
-    """Count the out-of-memory kills so far: (number, True if they are of our own cgroup only).
-
-    The counter of the whole machine makes a kill probable, that of our cgroup proves it.
-    """
-    for path in _cgroup_counters():
+    global _data_at_start
+    if "memory" in limits:
+        # RLIMIT_DATA: it counts private writable memory only, so a big file can still be mapped. What the
+        # application had loaded is in it at the start, and so does not count.
+        _data_at_start = _data()
+        _set(resource.RLIMIT_DATA, _data_at_start + limits["memory"])
+    if "cpu_seconds" in limits:
+        # whole seconds; the mold counts exactly, and what the job has started too
+        _set(resource.RLIMIT_CPU, max(1, math.ceil(limits["cpu_seconds"])))
+    if "open_files" in limits:
+        _set(resource.RLIMIT_NOFILE, open_already + limits["open_files"])
+    if "file_size" in limits:
+        _set(resource.RLIMIT_FSIZE, limits["file_size"])
+    if "nice" in limits:
         try:
-            with open(path, "rb") as file:
-                for line in file:
-                    if line.startswith(b"oom_kill "):
-                        return int(line.split()[1]), True
-        except OSError:
-            continue
+            os.nice(limits["nice"])
+        except PermissionError as error:
+            raise PermissionError(
+                f"its limit nice={limits['nice']} needs a privilege that this user lacks (CAP_SYS_NICE)"
+            ) from error
+
+
+def lift() -> None:
+    """Give this process what it may have at most: for its report, after all else is done."""
+    for which in (resource.RLIMIT_DATA, resource.RLIMIT_CPU, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
+        _set(which, resource.RLIM_INFINITY)
+
+
+def _set(which: int, soft: int) -> None:
+    _, hard = resource.getrlimit(which)
+    if hard != resource.RLIM_INFINITY:
+        soft = hard if soft == resource.RLIM_INFINITY else min(soft, hard)
+    resource.setrlimit(which, (soft, hard))
+
+
+def _data() -> int:
+    """Return how much private writable memory this process has, its stack aside, bytes."""
     try:
-        with open("/proc/vmstat", "rb") as file:
+        with open("/proc/self/status", "rb") as file:
             for line in file:
-                if line.startswith(b"oom_kill "):
-                    return int(line.split()[1]), False
+                if line.startswith(b"VmData:"):
+                    return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return 0, False
+    return 0
 
 
-def _cgroup_counters() -> Iterator[str]:
-    try:
-        with open("/proc/self/cgroup") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if path == "/":  # the root counts nothing of its own
-            continue
-        if controllers == "":
-            yield f"/sys/fs/cgroup{path}/memory.events"
-        elif "memory" in controllers.split(","):
-            yield f"/sys/fs/cgroup/memory{path}/memory.oom_control"
+def allocated() -> int:
+    """Return how much more than at its start this process has allocated, bytes."""
+    return max(0, _data() - _data_at_start)
+
+
+def reached(error: BaseException, limits: dict[str, Any]) -> str | None:
+    """Say which limit an exception, or one that it came from, speaks of; None if of none."""
+    seen = 0
+    one: BaseException | None = error
+    while one is not None and seen < 20:
+        if isinstance(one, MemoryError) and "memory" in limits:
+            return units.breach(
+                "memory", limits, f"it had {units.show_bytes(allocated())} of its own and was refused more"
+            )
+        name, what = _ERRORS.get(getattr(one, "errno", None) or 0, ("", ""))
+        if name in limits and isinstance(one, OSError):
+            return units.breach(name, limits, what)
+        one, seen = one.__cause__ or one.__context__, seen + 1
+    return None

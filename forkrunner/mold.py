@@ -21,23 +21,29 @@ import os
 import signal
 import sys
 
-from . import channel, child, clock, current, limits, process, safepoint, scratch
+from . import channel, child, clock, current, measure, process, safepoint, scratch, units
 from .application import load, settle
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
 from .errors import ForkrunnerError, TargetError
+from .oom import OomKiller
 from .verdict import judge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    #: A child that was reaped, its wait status, and what it used.
+    Death = tuple[Child, int, Any]
+
 #: Seconds between two looks at how much the busy children have written.
 _CUT_EVERY = 0.1
 #: What the pipe of a spare takes at once; a longer job gets a child that inherits it.
 _PIPE_SIZE = 60_000
 
-#: Leftovers of ended jobs are looked for this long after an end, several ends at once, seconds.
-_SWEEP_AFTER = 0.05
+#: Seconds between two looks at the memory and CPU time of a child that has a limit of these.
+_WATCH_EVERY = 0.25
+#: How long a child that is over its memory is asked kindly: it may be taking more meanwhile, seconds.
+_MEMORY_GRACE = 0.5
 #: No spare is forked while jobs come faster than this, seconds: a child that is forked with its
 #: job in memory costs less than one that has to be told.
 _LULL = 0.02
@@ -48,7 +54,8 @@ _OUTPUT_TAIL = 16 * 1024
 #: What is told of every ended attempt, formatted by hand: for most it is all, and this process's
 #: pages are copied too when it works between two forks.
 _FACTS = (
-    '{"id":"%s","attempt":%d,"pid":%d,"started":%r,"finished":%r,"cpu_user":%r,"cpu_system":%r,"peak":%d,'
+    '{"id":"%s","attempt":%d,"pid":%d,"started":%r,"finished":%r,"ran":%r,"cpu_user":%r,"cpu_system":%r,'
+    '"peak":%d,"minor_faults":%d,"major_faults":%d,"voluntary":%d,"involuntary":%d,"leftover":%d,'
 )
 _DONE = '"kind":"ended","outcome":"done","exit_status":0,"progress":false}'
 
@@ -145,13 +152,16 @@ class Mold:
         current.board, current.mold = self.board.memory, os.getpid()
         #: Pages that a child shares with us are not its own.
         self.shared = process.shared_at_fork()
-        self.oom_kills, _ = limits.oom_kills()
+        self.oom_killer = OomKiller()
         self.output_limit = 1 << 20
         self.ending = False
         self.spares = 0
         self.spare_deaths = 0
         self.spare_at = 0.0
-        self.cut_at = self.sweep_at = self.lease_until = FOREVER
+        self.cut_at = self.watch_at = self.lease_until = FOREVER
+        self.family = process.Family()
+        #: Killed, and not known to be reaped: not to be counted twice.
+        self.doomed: set[int] = set()
 
     def run(self) -> None:
         while not (self.ending and not self.children.busy and not self.outgoing):
@@ -160,15 +170,15 @@ class Mold:
                 self.receive()
             now = clock.monotonic()
             self.reap(now)
-            self.sweep(now)
             self.enforce_lease(now)
+            self.watch(now)
             self.kill_overdue(now)
             self.cut_outputs(now)
             self.send()
             self.fork_a_spare(now)
 
     def next_due(self) -> float:
-        due = min(self.children.next_due(), self.cut_at, self.sweep_at)
+        due = min(self.children.next_due(), self.cut_at, self.watch_at)
         if self.lease_until != FOREVER:
             # the lease is counted by the clock that goes on while the host sleeps
             due = min(due, clock.monotonic() + max(0.0, self.lease_until - clock.boottime()))
@@ -389,79 +399,150 @@ class Mold:
     def reap(self, now: float) -> None:
         """Collect the dead and tell how each attempt ended. Keeps (1)."""
         self.deaths.take()
+        ended: list[Death] = []
+        strangers = False
         for pid, status, usage in process.reap():
-            self.sweep_at = min(self.sweep_at, now + _SWEEP_AFTER)
             dead = self.children.died(pid)
             if dead is None:
-                continue
-            if dead.job is None:
+                strangers = True
+            elif dead.job is None:
                 # spares that die by themselves must not be forked as fast as they die
                 self.spare_deaths += 1
                 self.spare_at = now + min(0.01 * 2**self.spare_deaths, 5.0)
+                self.release(dead)
             else:
                 self.spare_deaths = 0
-                self.outgoing += self.ended(dead, dead.job, status, usage)
+                ended.append((dead, status, usage))
+        if ended or strangers:
+            self.sweep([dead for dead, _, _ in ended])
+        for dead, status, usage in ended:
+            self.outgoing += self.ended(dead, status, usage, now)
             if dead.asked:
-                self.board.clear(pid)
+                self.board.clear(dead.pid)
             self.release(dead)
 
-    def ended(self, dead: Child, job: dict[str, Any], status: int, usage: Any) -> bytes:
+    def sweep(self, dead: list[Child]) -> None:
+        """Kill what ended jobs have left behind, and count it to them. Keeps (3).
+
+        Whatever a job has started falls to us when it ends, however it fled: we are the subreaper of all. It is
+        not waited for here: its own death wakes us, and then we get what that leaves.
+        """
+        found = self.family.look()
+        if found.count(b" ") == len(self.children):
+            self.doomed.clear()
+            return
+        left = [pid for pid in map(int, found.split()) if pid not in self.children.pids()]
+        for pid in left:
+            if pid not in self.doomed and (session := process.session_of(pid)) is not None:
+                killed = process.kill_tree(pid)
+                # those that have made a session of their own may be of any that ended at this moment
+                owner = next((one for one in dead if one.pid == session), dead[0] if dead else None)
+                if owner is not None:
+                    owner.leftover += len(set(killed) - self.doomed)
+                self.doomed.update(killed)
+
+    def ended(self, dead: Child, status: int, usage: Any, now: float) -> bytes:
         """Put together all that is known of an ended attempt, as a frame for the supervisor."""
+        job = dead.job
+        assert job is not None
+        dead.ran = now - dead.started
+        dead.cpu = usage.ru_utime + usage.ru_stime
+        # the greatest of the job and what it has waited for
+        own = usage.ru_maxrss * (1024 if process.LINUX else 1) - self.shared
+        dead.peak = max(0, own, dead.peak)
         words, body = _DONE, b"null"
         data = os.pread(dead.report, _REPORT_SIZE, 0)
-        output = scratch.tail(dead.output, min(_OUTPUT_TAIL, self.output_limit))
-        if data != child.DONE_WITH_NULL or output or status or dead.why:
+        written = scratch.size(dead.output)
+        if data != child.DONE_WITH_NULL or written or status or dead.why:
             if len(data) == _REPORT_SIZE:
                 data = scratch.contents(dead.report)
             stacks, _, frame = data.partition(child.REPORT_MARK)
-            header, body = judge(dead, status, _report(frame), self.oom_verdict)
+            header, body = judge(dead, status, _report(frame), self.oom_killer.judge)
             header["kind"] = "ended"
             if stacks:
                 header["stacks"] = stacks[-_REPORT_SIZE:].decode("utf-8", "replace")
-            if output:
+            if written:
+                output = scratch.tail(dead.output, min(_OUTPUT_TAIL, self.output_limit))
                 header["output_tail"] = output.decode("utf-8", "replace")
+                header["output_bytes"] = written
+            if dead.steps is not None:
+                dead.note(
+                    "ended", now, detail=str(header.get("signal") or f"exit status {header['exit_status']}")
+                )
+                header["steps"] = dead.steps
             words = json.dumps(header, separators=(",", ":"))[1:]
-        peak = usage.ru_maxrss * (1024 if process.LINUX else 1)
         facts = _FACTS % (
             job["id"],
             job["attempt"],
             dead.pid,
             dead.started_wall,
             clock.wall(),
+            dead.ran,
             usage.ru_utime,
             usage.ru_stime,
-            max(0, peak - self.shared),
+            dead.peak,
+            usage.ru_minflt,
+            usage.ru_majflt,
+            usage.ru_nvcsw,
+            usage.ru_nivcsw,
+            dead.leftover,
         )
         return channel.pack_raw((facts + words).encode(), body)
 
-    def sweep(self, now: float) -> None:
-        """Kill what ended jobs have left behind. Keeps (3)."""
-        if now >= self.sweep_at:
-            self.sweep_at = FOREVER
-            process.sweep(self.children.pids())
+    def watch(self, now: float) -> None:
+        """Look at the memory and CPU time of those that have a limit: what the kernel's own limits do not see.
 
-    def oom_verdict(self) -> str | None:
-        """Look whether the kernel's out-of-memory killer has struck since we last looked."""
-        kills, own = limits.oom_kills()
-        struck, self.oom_kills = kills > self.oom_kills, kills
-        if not struck:
-            return None
-        if own:
-            return "killed by the kernel's out-of-memory killer (counted by its control group)"
-        return "probably killed by the kernel's out-of-memory killer (counted by the machine, not by process)"
+        These count for one process; here counts the job with all that it has started.
+        """
+        if not self.children.watched:
+            self.watch_at = FOREVER
+            return
+        for busy in self.children.watched.values():
+            if not busy.inherited:
+                busy.inherited = measure.own_memory()
+                self.watch_at = min(self.watch_at, now + _WATCH_EVERY)
+        if now < self.watch_at:
+            return
+        self.watch_at = now + _WATCH_EVERY
+        for busy in self.children.watched.values():
+            assert busy.job is not None
+            memory, cpu, count = measure.tree(busy.pid, busy.inherited)
+            busy.peak = max(busy.peak, memory)
+            bound = busy.job["limits"]
+            by = f" by {count} processes" if count > 1 else ""
+            if memory > bound.get("memory", FOREVER):
+                got = f"{units.show_bytes(memory)} of its own{by}"
+                sentence = f"more than its memory limit of {units.show_bytes(bound['memory'])}: {got}"
+                busy.grace = min(busy.grace, _MEMORY_GRACE)
+                self.children.condemn(busy, "over_memory", sentence, now)
+            elif cpu > bound.get("cpu_seconds", FOREVER):
+                sentence = f"more than its limit of {bound['cpu_seconds']:g} s of CPU time (cpu_seconds): {cpu:.2f} s{by}"
+                self.children.condemn(busy, "over_cpu", sentence, now)
 
     def kill_overdue(self, now: float) -> None:
+        """Take the next step of the ladder with each child that is due for one, and write it down."""
         for victim, step in self.children.overdue(now):
             if step == NEAR:
                 self.ask(victim, safepoint.NEAR_LIMIT)
             elif step == DUMP:
                 process.kill(victim.pid, process.DUMP_SIGNAL)
+                victim.note("stacks", now)
             elif step == TERM:
+                if not scratch.size(victim.report):
+                    # signals blocked, or stopped, or deep in the kernel: who cannot be asked is looked at
+                    victim.note("no stacks", now, **measure.blocked_in(victim.pid))
                 # a stopped process sees TERM only when it goes on
                 process.kill_group(victim.pid, signal.SIGTERM)
                 process.kill_group(victim.pid, signal.SIGCONT)
+                victim.note("TERM", now)
             else:
-                process.kill_tree(victim.pid)
+                killed = process.kill_tree(victim.pid)
+                if victim.steps is not None and victim.steps[-1]["step"] == "KILL":
+                    victim.steps[-1]["again"] = victim.steps[-1].get("again", 0) + 1
+                else:
+                    victim.note("KILL", now, processes=len(killed))
+                victim.leftover += len(set(killed[1:]) - self.doomed)
+                self.doomed.update(killed[1:])
 
     def enforce_lease(self, now: float) -> None:
         """Kill every child at the end of the lease: the rows may be somebody else's from then on. Keeps (4)."""

@@ -173,21 +173,6 @@ def kill_group(pid: int, number: int) -> None:
         kill(pid, number)
 
 
-def kill_tree(pid: int) -> None:
-    """Kill `pid` and all that it started, also what left its process group."""
-    kill(pid, signal.SIGSTOP)  # so that it does not grow at the root meanwhile
-    todo = [pid]
-    while todo:
-        for child in children(todo.pop()):
-            kill(child, signal.SIGKILL)
-            todo.append(child)
-    kill(pid, signal.SIGKILL)
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-
-
 def descendants(pid: int) -> list[int]:
     """List all that a process has started and that started, parents before children, also by its other threads."""
     found = [pid]
@@ -203,6 +188,19 @@ def descendants(pid: int) -> list[int]:
             except OSError:
                 pass
     return found[1:]
+
+
+def kill_tree(pid: int) -> list[int]:
+    """Kill `pid` and all that it started, also what left its process group; return the pids, `pid` first."""
+    kill(pid, signal.SIGSTOP)  # so that it does not grow at the root meanwhile
+    killed = [pid, *descendants(pid)]
+    for one in killed[::-1]:
+        kill(one, signal.SIGKILL)
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+    return killed
 
 
 def freeze(pid: int) -> None:
@@ -223,22 +221,38 @@ def thaw(pid: int) -> None:
     kill_group(pid, signal.SIGCONT)
 
 
-def sweep(known: Collection[int]) -> int:
-    """Kill the children that are not in `known`: leftovers of ended jobs that fell to us; how many."""
-    count = 0
-    for _ in range(100):  # a fork bomb must not hold the loop for ever
-        left = [pid for pid in children() if pid not in known]
-        if not left:
-            break
-        for pid in left:
-            kill(pid, signal.SIGKILL)
-        for pid in left:
-            try:
-                os.waitpid(pid, 0)
-                count += 1
-            except ChildProcessError:
-                pass
-    return count
+def session_of(pid: int) -> int | None:
+    """Return the session of a process, which for a job's is the job's pid unless it made one of its own.
+
+    None if it is gone, or dead and not reaped.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # the name may hold spaces and brackets: count from the last one
+            state, _, _, session, *_ = file.read().rpartition(b")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in (b"Z", b"X") else int(session)
+
+
+class Family:
+    """The list of this process's children, dead ones included, as the kernel keeps it: one system call a look."""
+
+    def __init__(self) -> None:
+        pid = os.getpid()
+        try:
+            self._fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # where there is none, what a job leaves behind is found by nobody
+            self._fd = -1
+
+    def look(self) -> bytes:
+        """Return their pids, each followed by a space."""
+        if self._fd < 0:
+            return b""
+        size = 1 << 14
+        while len(data := os.pread(self._fd, size, 0)) == size:
+            size *= 4
+        return data
 
 
 # --------------------------------------------------------------------------------- signals
@@ -533,7 +547,7 @@ def exit_now(status: int) -> None:
 
 
 def report_stacks_to(fd: int) -> None:
-    """Let faulthandler write the stacks to `fd`: on DUMP_SIGNAL, and when the process crashes.
+    """Let faulthandler write the stacks to `fd`: on DUMP_SIGNAL, at the end of its CPU time, and when it crashes.
 
     Set once in the mold; a child puts its own file at that number.
     """
@@ -541,3 +555,5 @@ def report_stacks_to(fd: int) -> None:
 
     faulthandler.enable(file=fd, all_threads=True)
     faulthandler.register(DUMP_SIGNAL, file=fd, all_threads=True)
+    # then as without it: the process ends
+    faulthandler.register(signal.SIGXCPU, file=fd, all_threads=True, chain=True)

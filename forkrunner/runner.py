@@ -451,6 +451,10 @@ class Runner:
             timeout: Duration | None = None,
             grace: Duration | None = None,
             memory: Size | None = None,
+            cpu_seconds: Duration | None = None,
+            open_files: int | None = None,
+            file_size: Size | None = None,
+            nice: int | None = None,
             at_most_once: bool = False,
             requeue_on_reload: bool = False,
         ) -> Decorator: ...
@@ -461,9 +465,10 @@ class Runner:
         `name` is by default the function's. The rest is how its jobs are run, unless a call says otherwise:
         `max_attempts` tries at most, after exceptions of `retry_for` and not of `give_up_on`, with waits of
         `backoff` seconds, doubled each time up to `backoff_cap`, or given one by one; `max_crashes` is how
-        often it may take its process along. `timeout`, `memory`: limits, None for no limit. `grace`: time
-        between TERM and KILL. `at_most_once`: never started again once claimed, whatever happened.
-        `requeue_on_reload`: on a reload its jobs leave at their next safe point and go on with the new code.
+        often it may take its process along. `timeout`, `memory`, `cpu_seconds`, `open_files`, `file_size`, `nice`:
+        limits, None for no limit. `grace`: time between TERM and KILL. `at_most_once`: never started again once
+        claimed, whatever happened. `requeue_on_reload`: on a reload its jobs leave at their next safe point and
+        go on with the new code.
         Raises ConfigError.
         """
         for name in options:

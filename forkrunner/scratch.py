@@ -31,9 +31,14 @@ def scratch_file(name: str) -> int:
     return fd
 
 
+def size(fd: int) -> int:
+    """Return how much was written into a file, also if some of it was cut out."""
+    return os.fstat(fd).st_size
+
+
 def contents(fd: int) -> bytes:
-    size = os.fstat(fd).st_size
-    return os.pread(fd, size, 0) if size else b""
+    length = size(fd)
+    return os.pread(fd, length, 0) if length else b""
 
 
 def tail(fd: int, length: int) -> bytes:

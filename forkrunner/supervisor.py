@@ -35,6 +35,7 @@ from .outage import Outage
 from .progress import Reader
 from .progress import place as progress_place
 from .store import Store
+from .tasks import LIMITS
 from .wake import JOBS, WISHES, open_waker
 
 if TYPE_CHECKING:
@@ -441,9 +442,10 @@ class Supervisor:
                 "started_at": claim.started_at.isoformat(),
                 "grace": self.settings.grace if options.get("grace") is None else options["grace"],
             }
-            for limit in ("timeout", "memory"):
-                if options.get(limit) is not None:
-                    header[limit] = options[limit]
+            if options.get("timeout") is not None:
+                header["timeout"] = options["timeout"]
+            if limits := {name: options[name] for name in LIMITS if options.get(name) is not None}:
+                header["limits"] = limits
             if claim.cursor is not None:
                 header["cursor"] = claim.cursor
             mold.link.tell(header, claim.arguments.encode())
@@ -477,6 +479,16 @@ class Supervisor:
             cpu_user_seconds=facts.get("cpu_user"),
             cpu_system_seconds=facts.get("cpu_system"),
             peak_memory_bytes=facts.get("peak"),
+            task=claim.task,
+            waited_seconds=waited(claim),
+            run_seconds=facts.get("ran"),
+            minor_faults=facts.get("minor_faults"),
+            major_faults=facts.get("major_faults"),
+            voluntary_switches=facts.get("voluntary"),
+            involuntary_switches=facts.get("involuntary"),
+            leftover_processes=facts.get("leftover"),
+            output_bytes=facts.get("output_bytes"),
+            steps=msgspec.json.encode(facts["steps"]).decode() if "steps" in facts else None,
         )
         retry, cursor = facts.get("retry", True), facts.get("cursor")
         self.keep(attempt, claim, run.options, retry=retry, result=body, cursor=cursor)
@@ -720,6 +732,8 @@ class Supervisor:
                 supervisor=claim.supervisor,
                 started_at=claim.started_at,
                 finished_at=clock.utc(),
+                task=claim.task,
+                waited_seconds=waited(claim),
                 error_message="its supervisor died or lost its lease",
             )
             self.shown.add(claim.id)
@@ -797,6 +811,13 @@ def _options_of(claim: Claim, tasks: Mapping[str, dict[str, Any]]) -> dict[str, 
     """Return the task's options with those of the call, which are in the row, over them."""
     options = tasks.get(claim.task, {})
     return options | msgspec.json.decode(claim.options) if claim.options else options
+
+
+def waited(claim: Claim) -> float | None:
+    """Return how long a job was due before it was claimed, seconds by the database's clock."""
+    if claim.run_at is None:
+        return None
+    return max(0.0, (claim.started_at - max(claim.run_at, claim.created_at)).total_seconds())
 
 
 def signal_table() -> str:

@@ -91,6 +91,10 @@ def _some_bytes(value: Any) -> int | None:
     return result
 
 
+def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
 def _backoff(value: Any) -> float | list[float]:
     if isinstance(value, (list, tuple)):
         if not value:
@@ -132,8 +136,12 @@ _OPTIONS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
     "retry_for": (_exceptions, False),
     "give_up_on": (_exceptions, False),
     "timeout": (_some_seconds, True),
-    "grace": (lambda value: None if value is None else _seconds(value), True),
+    "grace": (_or_none(_seconds), True),
     "memory": (_some_bytes, True),
+    "cpu_seconds": (_some_seconds, True),
+    "open_files": (_or_none(_whole(1, 2**20)), True),
+    "file_size": (_some_bytes, True),
+    "nice": (_or_none(_whole(-20, 19)), True),
     "at_most_once": (_switch, False),
     "requeue_on_reload": (_switch, False),
     "delay": (_seconds, False),
@@ -152,9 +160,16 @@ DEFAULTS: Mapping[str, Any] = {
     "timeout": None,
     "grace": None,
     "memory": None,
+    "cpu_seconds": None,
+    "open_files": None,
+    "file_size": None,
+    "nice": None,
     "at_most_once": False,
     "requeue_on_reload": False,
 }
+
+#: Limits of a job's process beside `timeout`: set in it before the task is called, and watched by the mold.
+LIMITS = ("memory", "cpu_seconds", "open_files", "file_size", "nice")
 
 #: What whoever runs the jobs must know of a task.
 _POLICY = (
@@ -165,9 +180,9 @@ _POLICY = (
     "backoff_cap",
     "timeout",
     "grace",
-    "memory",
     "at_most_once",
     "requeue_on_reload",
+    *LIMITS,
 )
 
 
@@ -224,8 +239,16 @@ class Task(Generic[P, R]):
     timeout: float | None
     #: Seconds between TERM and KILL; None: as the settings say.
     grace: float | None
-    #: Bytes of its own that a process may have; None: no limit.
+    #: Bytes of its own that a job may have; None: no limit. So with the others.
     memory: int | None
+    #: Seconds of CPU time.
+    cpu_seconds: float | None
+    #: How many files it may have open beside those that the application has.
+    open_files: int | None
+    #: Bytes that a file may grow to.
+    file_size: int | None
+    #: How much nicer than its supervisor it is to others; below 0, which needs privileges, less nice.
+    nice: int | None
     at_most_once: bool
     #: On a reload its jobs leave the old code at their next safe point and go on with the new.
     requeue_on_reload: bool
@@ -309,6 +332,10 @@ class Task(Generic[P, R]):
         timeout: Duration | None = UNSET,
         grace: Duration | None = UNSET,
         memory: Size | None = UNSET,
+        cpu_seconds: Duration | None = UNSET,
+        open_files: int | None = UNSET,
+        file_size: Size | None = UNSET,
+        nice: int | None = UNSET,
         max_attempts: int = UNSET,
         max_crashes: int = UNSET,
         backoff: Duration | Sequence[Duration] = UNSET,
@@ -326,6 +353,10 @@ class Task(Generic[P, R]):
             "timeout": timeout,
             "grace": grace,
             "memory": memory,
+            "cpu_seconds": cpu_seconds,
+            "open_files": open_files,
+            "file_size": file_size,
+            "nice": nice,
             "max_attempts": max_attempts,
             "max_crashes": max_crashes,
             "backoff": backoff,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkrunner.arguments import SECRET, Misfit, check_json
 from forkrunner.job import ENDED, Outcome, State
-from forkrunner.units import mask
+from forkrunner.units import mask, show_bytes
 
 if TYPE_CHECKING:
     from forkrunner.job import Attempt, Row
@@ -79,15 +79,6 @@ def duration(seconds: float) -> str:
             first, second = unit.split()
             return f"{whole // big} {first} {whole % big // small:02} {second}"
     return "for ever"
-
-
-def size(count: float) -> str:
-    """Word a number of bytes, 1000 to the kB: 512 B, 12.3 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.95 or (unit == "B" and count < 1000):
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def moment(when: datetime, now: datetime) -> str:
@@ -181,6 +172,7 @@ def _attempt_json(attempt: Attempt) -> dict[str, Any]:
     fields = asdict(attempt)
     del fields["job_id"]
     fields["outcome"] = str(attempt.outcome)
+    fields["steps"] = steps_of(attempt)
     for name in ("started_at", "finished_at"):
         fields[name] = iso(fields[name])
     return fields
@@ -213,8 +205,54 @@ def bill(attempt: Attempt) -> str | None:
         user, system = duration(attempt.cpu_user_seconds), duration(attempt.cpu_system_seconds)
         parts.append(f"CPU {user} user, {system} system")
     if attempt.peak_memory_bytes is not None:
-        parts.append(f"peak memory {size(attempt.peak_memory_bytes)} of its own")
+        parts.append(f"peak memory {show_bytes(attempt.peak_memory_bytes)} of its own")
     return "; ".join(parts) or None
+
+
+def small_print(attempt: Attempt) -> str | None:
+    """Say the rest of the bill: what tells why it was slow."""
+    parts = []
+    if attempt.minor_faults is not None:
+        parts.append(f"page faults {attempt.minor_faults:,} minor, {attempt.major_faults or 0:,} major")
+    if attempt.voluntary_switches is not None:
+        waits, losses = attempt.voluntary_switches, attempt.involuntary_switches or 0
+        parts.append(f"context switches {waits:,} voluntary, {losses:,} involuntary")
+    if attempt.output_bytes:
+        parts.append(f"output {show_bytes(attempt.output_bytes)}")
+    if attempt.leftover_processes:
+        parts.append(f"left {attempt.leftover_processes} processes behind")
+    return "; ".join(parts) or None
+
+
+def steps_of(attempt: Attempt) -> list[dict[str, Any]]:
+    """Return what was done to end an attempt by force; nothing if nothing was."""
+    try:
+        steps = json.loads(attempt.steps or "[]")
+    except ValueError:
+        return []
+    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+
+
+#: Step of the ladder → what it did, for people.
+_STEPS = {
+    "stacks": "asked for its stacks",
+    "no stacks": "got none within 200 ms",
+    "TERM": "TERM to its process group",
+    "KILL": "KILL to it and to all that it started",
+    "ended": "ended",
+}
+
+
+def _steps(attempt: Attempt) -> Iterator[str]:
+    for step in steps_of(attempt):
+        word, after, detail = (step.get(name) for name in ("step", "after", "detail"))
+        words = _STEPS.get(str(word), str(word).replace("_", " "))
+        more = {name: value for name, value in step.items() if name not in ("step", "after", "detail")}
+        if detail:
+            words += f": {detail}"
+        if more:
+            words += ": " + ", ".join(f"{name} {value}" for name, value in more.items())
+        yield f"{after:>8} s  {words}" if isinstance(after, (int, float)) else words
 
 
 # --------------------------------------------------------------------------- the terminal
@@ -417,7 +455,13 @@ def _attempt(attempt: Attempt, now: datetime) -> Iterator[str]:
     facts: list[tuple[str, object]] = []
     if attempt.started_at:
         facts.append(("started", moment(attempt.started_at, now)))
-    for name, value in (("took", took(attempt.started_at, attempt.finished_at)), ("cost", bill(attempt))):
+    waited = duration(attempt.waited_seconds) if attempt.waited_seconds is not None else None
+    for name, value in (
+        ("waited", waited),
+        ("took", took(attempt.started_at, attempt.finished_at)),
+        ("cost", bill(attempt)),
+        ("", small_print(attempt)),
+    ):
         if value:
             facts.append((name, value))
     place = [f"host {attempt.host}"] if attempt.host else []
@@ -425,6 +469,8 @@ def _attempt(attempt: Attempt, now: datetime) -> Iterator[str]:
     if place:
         facts.append(("ran on", short(", ".join(place))))
     yield from _facts(facts)
+    if steps := "\n".join(_steps(attempt)):
+        yield from _block("ended by force", steps)
     more = (attempt.error_message or "").strip()
     # the first line stands above, and a traceback ends with all of it
     if "\n" in more and not attempt.traceback:

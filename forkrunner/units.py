@@ -77,6 +77,25 @@ def show_size(value: int) -> str:
     return f"{value // SIZES[unit]}{unit}"
 
 
+def show_bytes(count: float) -> str:
+    """Word a number of bytes for people, 1000 to the kB: 512 B, 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.95 or (unit == "B" and count < 1000):
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def breach(name: str, limits: dict[str, Any], what: str) -> str:
+    """Word a breach: which limit, its value, what was reached."""
+    value = limits[name]
+    if name in ("memory", "file_size"):
+        value = show_bytes(value)
+    elif name == "cpu_seconds":
+        value = f"{value:g} s"
+    return f"its limit {name} is {value}: {what}"
+
+
 # Greedy up to the last @: a password with a raw @ or / in it is hidden whole, at worst with the host
 _PASSWORD = re.compile(r"(://[^:/?#@]*:).*@", re.DOTALL)
 _PASSWORD_IN_NO_URL = re.compile(r"(:).*@", re.DOTALL)

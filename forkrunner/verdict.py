@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+from . import units
 from .children import DUMP, Child
 
 TYPE_CHECKING = False
@@ -19,7 +20,7 @@ def judge(
     dead: Child,
     status: int,
     report: Message | None,
-    oom_verdict: Callable[[], str | None],
+    who_killed: Callable[[int], tuple[str, str]],
 ) -> Message:
     """Decide the outcome of an attempt from how its process ended: one branch per way."""
     exit_status = os.waitstatus_to_exitcode(status)
@@ -31,6 +32,8 @@ def judge(
     if dead.why is not None and dead.stage >= DUMP:
         # also if it reported meanwhile: the dump's signal ends blocking calls early
         outcome, sentence = dead.why
+        if outcome == "timed_out":
+            sentence += f" (ended after {dead.ran - dead.paused_for:.2f} s)"
         return {"outcome": outcome, "error_message": sentence, **facts}, b""
     if report is not None:
         header, body = report
@@ -41,17 +44,27 @@ def judge(
     if exit_status >= 0:
         sentence = f"the process ended itself with exit status {exit_status} before the task returned"
         return {"outcome": "exited", "error_message": sentence, **facts}, b""
-    if -exit_status == signal.SIGKILL:
-        verdict = oom_verdict()
-        if verdict:
-            return {"outcome": "out_of_memory", "error_message": verdict, **facts}, b""
-        sentence = "killed by SIGKILL from outside forkrunner (no trace of the kernel's out-of-memory killer)"
-    elif -exit_status == signal.SIGXCPU:
-        return {"outcome": "over_cpu", "error_message": "used up its CPU time (SIGXCPU)", **facts}, b""
+    number, outcome = -exit_status, "crashed"
+    bounds = (dead.job or {}).get("limits", {})
+    if number == signal.SIGKILL:
+        outcome, sentence = who_killed(dead.pid)
+    elif number == signal.SIGXCPU:
+        outcome = "over_cpu"
+        if "cpu_seconds" in bounds:
+            sentence = units.breach("cpu_seconds", bounds, f"it used {dead.cpu:.2f} s of CPU time (SIGXCPU)")
+        else:
+            sentence = f"it used {dead.cpu:.2f} s of CPU time, the limit that the supervisor was started with (SIGXCPU)"
+    elif number == signal.SIGXFSZ and "file_size" in bounds:
+        sentence = units.breach("file_size", bounds, "a file was to grow beyond it (SIGXFSZ)")
     else:
         core = " and dumped core" if os.WCOREDUMP(status) else ""
         sentence = f"the process was ended by {facts['signal']}{core}"
-    return {"outcome": "crashed", "error_message": sentence, **facts}, b""
+        if "memory" in bounds and dead.peak > 0.8 * bounds["memory"]:
+            # C code that gets no memory crashes as often as not
+            sentence += "; " + units.breach(
+                "memory", bounds, f"it had {units.show_bytes(dead.peak)} of its own"
+            )
+    return {"outcome": outcome, "error_message": sentence, **facts}, b""
 
 
 def _signal_name(number: int) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import gc
+import mmap
 import os
 import re
 import signal
@@ -312,7 +313,124 @@ def fill() -> None:
         blocks.append(b"x" * (1 << 20))  # here: fill
 
 
+@runner.task
+def fill_shared(megabytes: int) -> None:
+    """Take memory that no limit of the kernel's for one process sees."""
+    memory = mmap.mmap(-1, megabytes << 20)
+    for page in range(0, megabytes << 20, 4096):
+        memory[page] = 1
+    time.sleep(60)
+
+
+@runner.task
+def fill_in_programs(megabytes: int, count: int) -> None:
+    """Take memory in several processes, none of which has much."""
+    code = f"import time; block = b'x' * ({megabytes} << 20); time.sleep(60)"
+    for program in [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]:
+        program.wait()
+
+
+@runner.task
+def swallow_memory_error() -> None:
+    try:
+        fill()
+    except MemoryError:
+        raise ValueError("it did not fit") from None
+
+
+@runner.task
+def burn_for_ever(deaf: bool) -> None:
+    if deaf:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGXCPU])
+    while True:
+        pass  # here: burn_for_ever
+
+
+@runner.task
+def burn_in_programs() -> None:
+    for program in [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]:
+        program.wait()
+
+
+@runner.task
+def open_many(count: int) -> int:
+    files = [open(os.devnull) for _ in range(count)]  # noqa: SIM115 - to be open all at once
+    return len(files)
+
+
+@runner.task
+def write_much(path: str, kilobytes: int, ignore: bool = True) -> int:
+    if not ignore:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    with open(path, "wb") as file:
+        for _ in range(kilobytes):
+            file.write(b"x" * 1024)
+            file.flush()
+    return os.path.getsize(path)
+
+
+@runner.task
+def niceness() -> int:
+    return os.nice(0) - os.getpriority(os.PRIO_PROCESS, os.getppid())
+
+
 # ------------------------------------------------------------------------ it multiplies
+
+
+def _daemon(write: int) -> None:
+    """Leave by a second fork, as a daemon does, without another program."""
+    if os.fork():
+        return
+    os.setsid()
+    pid = os.fork()
+    if pid:
+        os.write(write, b"%d\n" % pid)
+        os._exit(0)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    while True:
+        time.sleep(60)
+
+
+@runner.task
+def spawn(how: str, then: str, path: str) -> None:
+    """Start processes in one of many ways, note their pids in that file, and end in one of three."""
+    pids: list[int] = []
+    if how == "subprocess":
+        pids = [subprocess.Popen(["sleep", "1000"]).pid]
+    elif how == "pipeline":
+        pids = [subprocess.Popen(["sh", "-c", "sleep 1000 | sleep 1000 & sleep 1000"]).pid]
+        while len(_children(pids[0])) < 3:
+            time.sleep(0.005)
+        pids += _children(pids[0])
+    elif how == "process_group":
+        pids = [subprocess.Popen(["sleep", "1000"], process_group=0).pid]
+    elif how == "session":
+        pids = [subprocess.Popen(["sleep", "1000"], start_new_session=True).pid]
+    elif how == "multiprocessing":
+        import multiprocessing
+
+        for method in ("fork", "spawn"):
+            context: Any = multiprocessing.get_context(method)
+            process = context.Process(target=time.sleep, args=(1000,))
+            process.start()
+            pids.append(process.pid or 0)
+    else:
+        assert how == "daemon"
+        read, write = os.pipe()
+        _daemon(write)
+        pids = [int(os.read(read, 20))]
+    with open(path + ".new", "w") as file:
+        file.write(" ".join(map(str, pids)))
+    os.rename(path + ".new", path)
+    if then == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while then == "timeout":
+        time.sleep(60)
+
+
+def _children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(word) for word in file.read().split()]
 
 
 @runner.task

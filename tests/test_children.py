@@ -33,6 +33,27 @@ def test_the_ladder_goes_dump_term_kill_and_again(children):
     assert child.why == ("timed_out", "ran longer than its timeout of 5 s")
 
 
+def test_each_decision_is_written_down_once(children):
+    child = busy(children, timeout=5)
+    assert child.steps is None
+    children.overdue(105)
+    children.condemn(child, "cancelled", "too late", 105.1)
+    child.note("TERM", 105.25, processes=2)
+    assert child.steps == [
+        {"step": "timed_out", "after": 5, "detail": "ran longer than its timeout of 5 s"},
+        {"step": "TERM", "after": 5.25, "processes": 2},
+    ]
+
+
+def test_those_with_a_limit_that_the_mold_enforces_are_watched(children):
+    child = busy(children, limits={"memory": 5})
+    busy(children, 11, limits={"nice": 5})
+    busy(children, 12)
+    assert children.watched == {10: child}
+    children.died(10)
+    assert children.watched == {}
+
+
 def test_without_a_timeout_nothing_is_ever_due(children):
     busy(children)
     assert children.next_due() == FOREVER

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from forkrunner import terminal
+from forkrunner import terminal, units
 from forkrunner.cli import main
 from forkrunner.config import SETTINGS
 from forkrunner.job import Attempt, Ending, New, Next, Outcome, State, SupervisorRow
@@ -215,7 +215,7 @@ def test_durations_are_worded(seconds: float, words: str) -> None:
     ],
 )
 def test_sizes_are_worded(count: int, words: str) -> None:
-    assert terminal.size(count) == words
+    assert units.show_bytes(count) == words
 
 
 def test_secrets_are_hidden_by_name_at_any_depth_and_passwords_in_urls() -> None:
@@ -321,6 +321,8 @@ def test_a_job_from_enqueue_to_its_page(cli: Cli, supervisor: Process) -> None:
     fields = (
         "attempt outcome supervisor host pid started_at finished_at exit_status signal error_type error_message"
         " traceback stacks output_tail cpu_user_seconds cpu_system_seconds peak_memory_bytes"
+        " task waited_seconds run_seconds minor_faults major_faults voluntary_switches involuntary_switches"
+        " leftover_processes output_bytes steps"
     )
     assert set(fields.split()) == set(only)
     assert (only["attempt"], only["outcome"], only["output_tail"]) == (1, "done", "converting shot.txt\n")
@@ -473,15 +475,30 @@ def test_show_tells_how_each_attempt_ended(ask: Ask, app: str) -> None:
     crashed = attempt(
         Outcome.CRASHED, signal="SIGSEGV", error_message="ended by SIGSEGV", stacks="Thread 1:\n  f"
     )
-    late = attempt(Outcome.TIMED_OUT, error_message="more than 60 s", output_tail="half a line")
+    steps = [
+        {"step": "timed_out", "after": 60.0, "detail": "more than 60 s"},
+        {"step": "no stacks", "after": 60.2, "State": "S (sleeping)", "wchan": "hrtimer_nanosleep"},
+        {"step": "KILL", "after": 65.2, "processes": 3},
+    ]
+    late = attempt(
+        Outcome.TIMED_OUT, error_message="more than 60 s", output_tail="half a line", steps=json.dumps(steps),
+        waited_seconds=1.5, minor_faults=12_345, major_faults=6, voluntary_switches=7, involuntary_switches=8_000,
+        leftover_processes=2, output_bytes=11,
+    )  # fmt: skip
     job_id = plant(app, raised, crashed, late, state=State.FAILED, arguments='{"path": "/x"}')
     page = ask("show", job_id).stdout
     for words in (
         "raised ValueError: bad", "took     1 m 23 s", "CPU 1 m 02 s user, 250 ms system; peak memory 12.3 MB of its own",
         "host h1, pid 77", "    Traceback …\n      line\n    ValueError: bad\n", "crashed: ended by SIGSEGV",
         "    Thread 1:\n      f\n", "timed out: more than 60 s", "    half a line", 'path  "/x"', "more than 60 s",
+        "waited  1.5 s", "page faults 12,345 minor, 6 major; context switches 7 voluntary, 8,000 involuntary; output 11 B;"
+        " left 2 processes behind",
+        "    60.0 s  timed out: more than 60 s\n",
+        "    60.2 s  got none within 200 ms: State S (sleeping), wchan hrtimer_nanosleep\n",
+        "    65.2 s  KILL to it and to all that it started: processes 3\n",
     ):  # fmt: skip
         assert words in page, words
+    assert ask("show", job_id, "--json").json["attempts"][2]["steps"] == steps
     assert ask("log", job_id).stdout == "half a line\n"
     assert ask("log", job_id, "--json").json == {"id": job_id, "attempt": 3, "output": "half a line"}
     assert ask("log", job_id, "--attempt", "1").stderr == "Attempt 1 wrote nothing.\n"

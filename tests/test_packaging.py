@@ -63,6 +63,8 @@ FLOORS = [
         "process",
         "identity",
         "limits",
+        "measure",
+        "oom",
         "scratch",
         "schema",
         "migrations",

@@ -772,16 +772,19 @@ def test_options_have_defaults_and_go_to_the_mold_as_json(runner):
     @runner.task(
         queue="slow", max_attempts=3, max_crashes=2, backoff=[1, "10s", timedelta(minutes=1)], backoff_cap="1h",
         timeout="10m", grace=2, memory="200MB", priority=-3,
+        cpu_seconds="90s", open_files=5, file_size="1MiB", nice=19,
     )  # fmt: skip
     def b(): ...
 
     assert json.loads(json.dumps(a.policy())) == {
         "queue": "default", "max_attempts": 1, "max_crashes": 3, "backoff": 10.0, "backoff_cap": 3600.0,
         "timeout": None, "grace": None, "memory": None, "at_most_once": False,
+        "cpu_seconds": None, "open_files": None, "file_size": None, "nice": None, "requeue_on_reload": False,
     }  # fmt: skip
     assert b.policy() == {
         "queue": "slow", "max_attempts": 3, "max_crashes": 2, "backoff": [1.0, 10.0, 60.0], "backoff_cap": 3600.0,
         "timeout": 600.0, "grace": 2.0, "memory": 200_000_000, "at_most_once": False,
+        "cpu_seconds": 90.0, "open_files": 5, "file_size": 1 << 20, "nice": 19, "requeue_on_reload": False,
     }  # fmt: skip
     assert b.priority == -3
 
@@ -800,6 +803,12 @@ def test_options_have_defaults_and_go_to_the_mold_as_json(runner):
         ({"memory": "much"}, "memory: expected bytes"),
         ({"memory": 1.5}, "memory: expected bytes"),
         ({"memory": 0}, "memory: expected"),
+        ({"cpu_seconds": 0}, "cpu_seconds: expected more than 0 seconds"),
+        ({"open_files": 0}, "open_files: expected a whole number from 1 to 1048576, got int 0"),
+        ({"open_files": "many"}, "open_files: expected a whole number"),
+        ({"file_size": -1}, "file_size: expected"),
+        ({"nice": 20}, "nice: expected a whole number from -20 to 19, got int 20"),
+        ({"nice": 1.5}, "nice: expected a whole number"),
         ({"backoff": []}, "backoff: expected at least one"),
         ({"backoff": [1, "x"]}, "backoff: expected seconds"),
         ({"queue": "a b"}, "queue: expected 1 to 200 letters"),
@@ -901,8 +910,15 @@ def test_using_changes_a_copy(runner):
     def work(a: int): ...
 
     other = work.using(
-        queue="fast", priority=5, delay="10m", timeout="1m", memory="1MB", max_attempts=7
-    ).using(backoff=(1, 2), grace=1, max_crashes=9)
+        queue="fast",
+        priority=5,
+        delay="10m",
+        timeout="1m",
+        memory="1MB",
+        max_attempts=7,
+        nice=3,
+        open_files=4,
+    ).using(backoff=(1, 2), grace=1, max_crashes=9, cpu_seconds=8, file_size="1kB")
     call = other.call(1)
     assert (call.task, call.arguments, call.queue, call.priority, call.delay) == (
         "work",
@@ -913,6 +929,7 @@ def test_using_changes_a_copy(runner):
     )
     assert json.loads(call.options or "") == {
         "timeout": 60.0, "memory": 10**6, "max_attempts": 7, "backoff": [1.0, 2.0], "grace": 1.0, "max_crashes": 9,
+        "nice": 3, "open_files": 4, "cpu_seconds": 8.0, "file_size": 1000,
     }  # fmt: skip
     plain = work.call(1)
     assert (plain.queue, plain.priority, plain.delay, plain.options, plain.run_at) == (

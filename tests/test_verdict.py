@@ -24,11 +24,11 @@ def exited(status):
     return status << 8
 
 
-def no_oom():
-    return None
+def somebody(pid):
+    return "crashed", f"somebody killed {pid}"
 
 
-def never():
+def never(pid):
     raise AssertionError("asked for an out-of-memory kill without need")
 
 
@@ -52,8 +52,9 @@ def test_each_way_to_die_has_a_word(status, report, outcome):
 
 
 def test_a_kill_from_outside_is_told_from_the_kernels():
-    assert judge(dead(), signal.SIGKILL, None, no_oom)[0]["outcome"] == "crashed"
-    header, _ = judge(dead(), signal.SIGKILL, None, lambda: "by the kernel")
+    header, _ = judge(dead(), signal.SIGKILL, None, somebody)
+    assert (header["outcome"], header["error_message"]) == ("crashed", "somebody killed 1")
+    header, _ = judge(dead(), signal.SIGKILL, None, lambda pid: ("out_of_memory", "by the kernel"))
     assert (header["outcome"], header["error_message"]) == ("out_of_memory", "by the kernel")
 
 
@@ -62,6 +63,45 @@ def test_a_report_that_came_after_the_killing_began_changes_nothing():
     for stage in (DUMP, TERM):
         assert judge(dead(why, stage), exited(0), DONE, never)[0]["outcome"] == "timed_out"
     assert judge(dead(why, RUNNING), exited(0), DONE, never)[0]["outcome"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("status", "limits", "words"),
+    [
+        (
+            signal.SIGXCPU,
+            {"cpu_seconds": 2},
+            "its limit cpu_seconds is 2 s: it used 2.10 s of CPU time (SIGXCPU)",
+        ),
+        (
+            signal.SIGXCPU,
+            {},
+            "it used 2.10 s of CPU time, the limit that the supervisor was started with (SIGXCPU)",
+        ),
+        (
+            signal.SIGXFSZ,
+            {"file_size": 10**6},
+            "its limit file_size is 1.0 MB: a file was to grow beyond it (SIGXFSZ)",
+        ),
+        (
+            signal.SIGABRT,
+            {"memory": 10**8},
+            "the process was ended by SIGABRT; its limit memory is 100.0 MB: it had 99.0 MB of its own",
+        ),
+        (signal.SIGABRT, {"memory": 10**9}, "the process was ended by SIGABRT"),
+    ],
+)
+def test_a_limit_that_ended_it_is_named_with_its_value_and_what_was_reached(status, limits, words):
+    child = dead()
+    child.job["limits"], child.cpu, child.peak = limits, 2.1, 99_000_000
+    assert judge(child, status, None, never)[0]["error_message"] == words
+
+
+def test_a_timeout_says_when_it_ended():
+    child = dead(("timed_out", "ran longer than its timeout of 1 s"), TERM)
+    child.ran = 1.254
+    sentence = judge(child, signal.SIGTERM, None, never)[0]["error_message"]
+    assert sentence == "ran longer than its timeout of 1 s (ended after 1.25 s)"
 
 
 def test_exit_status_and_signal_are_told_apart():
