@@ -92,6 +92,10 @@ class Inbox:
     def feed(self, data: bytes) -> None:
         self._data += data
 
+    @property
+    def rest(self) -> bytes:
+        return bytes(self._data)
+
     def __iter__(self) -> Iterator[tuple[Header, bytes]]:
         while len(self._data) >= _START:
             head, end = _sizes(self._data)

@@ -24,7 +24,9 @@ T = TypeVar("T")
 
 PREFIX = "FORKRUNNER_"
 #: Variables with our prefix that are no settings.
-RESERVED = frozenset(f"FORKRUNNER_{name}" for name in ("CONFIG", "REQUIRE", "START", "ATTEMPT", "TRACEBACK"))
+RESERVED = frozenset(
+    f"FORKRUNNER_{name}" for name in ("CONFIG", "REQUIRE", "START", "ATTEMPT", "TRACEBACK", "HANDOVER")
+)
 RESERVED_PREFIX = "FORKRUNNER_TEST_"
 
 FROM_COMMAND_LINE = "the command line"

@@ -9,6 +9,7 @@ ForkrunnerError
 ├── JobNotFound            .id
 ├── JobStateError          .id .state             a cancel or retry that the state does not allow
 ├── CursorError                                   safe_point(cursor): not JSON, or too large
+├── HandoverError                                a supervisor cannot take over from the one before it
 ├── WaitTimeout            .id .state             Job.wait(timeout=…) ran out
 └── StoreError                                    the database said no
     ├── StoreUnavailable       .busy              away, silent, locked: the same call may work later
@@ -63,6 +64,10 @@ class JobStateError(ForkrunnerError):
 
 class CursorError(ForkrunnerError):
     """The cursor of a safe point is not JSON, or too large."""
+
+
+class HandoverError(ForkrunnerError):
+    """This supervisor cannot take over from the one before it."""
 
 
 class WaitTimeout(ForkrunnerError):

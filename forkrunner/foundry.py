@@ -26,6 +26,8 @@ class Foundry:
         self.log = log
         self.poll = poll
         self.folder = _folder()
+        #: Processes of the supervisor's that are no molds.
+        self.others: set[int] = set()
 
     def start(self, place: Place, settings: Settings, keep: Collection[int]) -> None:
         """Start a mold there; `keep` are the descriptors that it and its children must hold as long as they live."""
@@ -83,7 +85,7 @@ class Foundry:
         mold.link.close()
         self.molds.died(mold, clock.monotonic())
         # its children were tied to it and fell to us: when we have none but the other molds, none runs
-        process.reap_all(keep={other.link.pid for other in self.molds})
+        process.reap_all(keep={other.link.pid for other in self.molds} | self.others)
 
     def kill_all(self) -> bool:
         """End all molds here and now; False if some process would not die."""

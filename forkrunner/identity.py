@@ -49,6 +49,13 @@ class LifeLock:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
+    @classmethod
+    def adopt(cls, path: str, fd: int) -> LifeLock:
+        """Take up a lock that this process has had before it became another program."""
+        lock = object.__new__(cls)
+        lock.path, lock.fd = path, fd
+        return lock
+
     def remove(self) -> None:
         self.discard(self.path)
         os.close(self.fd)

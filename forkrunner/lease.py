@@ -44,6 +44,15 @@ class Lease:
         #: By the boot-time clock: from then on the rows may be somebody else's.
         self.ends = float("inf")
 
+    @classmethod
+    def adopt(cls, folder: str, id: str, lock: int, store: Store, seconds: float, ends: float) -> Lease:
+        """Take up the lease of the program that this process was before."""
+        lease = object.__new__(cls)
+        lease._folder, lease._store, lease.id, lease.seconds, lease.ends = folder, store, id, seconds, ends
+        lease.lock = identity.LifeLock.adopt(_life_file(folder, id), lock)
+        lease._home = (HOST, identity.boot_id(), identity.pid_namespace())
+        return lease
+
     def take(self, store: Store, seconds: float, target: str, slots: int) -> None:
         """Register in the database for `seconds`.
 

@@ -34,6 +34,27 @@ class MoldLink:
         theirs.close()
         self.tell(boot | {"kind": "boot", "unset": list(extra)})
 
+    @classmethod
+    def adopt(cls, pid: int, fd: int, unread: bytes, unsent: bytes) -> MoldLink:
+        """Take up the channel to a mold that the program before this one has started."""
+        link = object.__new__(cls)
+        link.pid = pid
+        link._socket = socket.socket(fileno=fd)
+        link._socket.setblocking(False)
+        link._inbox = channel.Inbox()
+        link._inbox.feed(unread)
+        link._outgoing = bytearray(unsent)
+        return link
+
+    @property
+    def unread(self) -> bytes:
+        """What has come and is no whole message yet."""
+        return self._inbox.rest
+
+    @property
+    def unsent(self) -> bytes:
+        return bytes(self._outgoing)
+
     def fileno(self) -> int:
         return self._socket.fileno()
 

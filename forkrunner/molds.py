@@ -95,6 +95,25 @@ class Molds:
         self._all.append(mold)
         return mold
 
+    def adopt(
+        self,
+        place: Place,
+        generation: int,
+        link: MoldLink,
+        started: float,
+        stage: Stage,
+        tasks: dict[str, dict[str, Any]],
+    ) -> Mold:
+        """Take up a mold that the program before this one has started."""
+        mold = Mold(place, generation, link, started)
+        mold.stage, mold.tasks = stage, tasks
+        if stage is Stage.SERVING:
+            place.serving = mold
+        elif stage is Stage.STARTING or (stage is Stage.DISCARDED and place.starting is None):
+            place.starting = mold
+        self._all.append(mold)
+        return mold
+
     def up(self, mold: Mold, tasks: dict[str, dict[str, Any]]) -> Mold | None:
         """Let it serve from now on; return the one that did, which is to be retired."""
         place = mold.place

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
     from types import FrameType
+    from typing import Any, NoReturn
 
 LINUX = sys.platform == "linux"
 
@@ -92,8 +93,16 @@ def unblock() -> None:
     _set_mask(_SETMASK, _NO_SIGNALS, None)
 
 
-def spawn(argv: list[str], environment: dict[str, str], keep: Collection[int]) -> int:
-    """Start a new program in a session of its own with the descriptors `keep` open; return its pid."""
+def spawn(
+    argv: list[str], environment: dict[str, str], keep: Collection[int], output: int | None = None
+) -> int:
+    """Start a new program in a session of its own with the descriptors `keep` open; return its pid.
+
+    What it prints goes to the descriptor `output`, or where ours goes.
+    """
+    actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    if output is not None:
+        actions += [(os.POSIX_SPAWN_DUP2, output, fd) for fd in (1, 2)]
     for fd in keep:
         os.set_inheritable(fd, True)
     try:
@@ -101,7 +110,7 @@ def spawn(argv: list[str], environment: dict[str, str], keep: Collection[int]) -
             argv[0],
             argv,
             environment,
-            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+            file_actions=actions,
             # away from the terminal's group: Ctrl-C is for the supervisor alone
             setsid=True,
             setsigmask=[],
@@ -110,6 +119,49 @@ def spawn(argv: list[str], environment: dict[str, str], keep: Collection[int]) -
     finally:
         for fd in keep:
             os.set_inheritable(fd, False)
+
+
+def become(argv: list[str], environment: dict[str, str], keep: Collection[int]) -> NoReturn:
+    """Run another program in this process, with all signals blocked and the descriptors `keep` open.
+
+    It has our pid, our children and the signals that came meanwhile, and it must unblock them.
+
+    Raises:
+        OSError: it cannot be started; then all is as before.
+    """
+    for fd in keep:
+        os.set_inheritable(fd, True)
+    # a signal between here and the handlers of the new program would end it
+    _set_mask(_SETMASK, _ALL_SIGNALS, None)
+    try:
+        os.execve(argv[0], argv, environment)
+    finally:
+        unblock()
+        for fd in keep:
+            os.set_inheritable(fd, False)
+
+
+class Inside:
+    """Be in another folder for a moment.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        self._here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.chdir(self._folder)
+        except OSError:
+            os.close(self._here)
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        os.fchdir(self._here)
+        os.close(self._here)
 
 
 def reap() -> Iterator[tuple[int, int, resource.struct_rusage]]:
@@ -271,14 +323,15 @@ class Signals:
     """Queues signals into a pipe that wakes the loop. One per process, in its main thread."""
 
     def __init__(self, numbers: Iterable[int]) -> None:
-        # whoever started us may ignore SIGCHLD, which loses exit statuses, or block signals
+        # whoever started us may ignore SIGCHLD, which loses exit statuses
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        unblock()
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if LINUX else _pipe()
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self.numbers = frozenset(numbers)
         for number in self.numbers:
             signal.signal(number, _noted)
+        # whoever started us may block signals; and those that came while we became another program come now
+        unblock()
 
     def fileno(self) -> int:
         return self._read

@@ -25,16 +25,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from . import __version__, clock, identity, process
+from . import __version__, clock, handover, identity, process
 from .errors import ConfigError, StoreError, StoreUnavailable, TargetError
 from .foundry import Foundry, how_it_ended
+from .handover import Upgrade
 from .job import Attempt, Ending, Outcome, Policy, Wish, after
 from .lease import HOST, Lease
 from .molds import FOREVER, Mold, Stage
 from .outage import Outage
 from .progress import Reader
 from .progress import place as progress_place
-from .store import Store
 from .tasks import LIMITS
 from .wake import JOBS, WISHES, open_waker
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .config import Settings
     from .events import Log
     from .job import Claim
+    from .store import Store
     from .wake import Waker
 
 #: Signal → (method, what operators are told). Installs, dispatches, is shown by `run --help`
@@ -60,6 +61,10 @@ SIGNALS: dict[int, tuple[str, str]] = {
     signal.SIGHUP: (
         "on_reload",
         "reload: a new mold imports the code anew and takes the new jobs; the old one finishes its own",
+    ),
+    signal.SIGUSR2: (
+        "on_upgrade",
+        "upgrade: become the forkrunner that is installed now, with the same pid, molds and running jobs",
     ),
     signal.SIGCHLD: ("on_child", "a mold died: its attempts are lost, a new one is started"),
 }
@@ -124,6 +129,7 @@ class Supervisor:
         """
         self.settings = settings
         self.target = target
+        self.targets = [target]
         self.log = log
         self.reload_settings = reload_settings
         self.running: dict[Key, Running] = {}
@@ -139,6 +145,10 @@ class Supervisor:
         self.waker_lost = False
         self.store: Store | None = None
         self.lease: Lease
+        #: What the application sets in its code, as the newest mold told.
+        self.code: dict[str, Any] = {}
+        #: The trial of an upgrade has gone well.
+        self.may_hand_over = False
         # how far a stop has got
         self.finished = self.quiet = self.killed = False
         self.stop_at = FOREVER
@@ -157,18 +167,30 @@ class Supervisor:
         """Supervise until a signal ends it.
 
         Raises:
-            TargetError, ConfigError, StoreError: it could not start.
+            TargetError, ConfigError, StoreError, HandoverError: it could not start.
         """
+        before = handover.given()
+        if before is not None and before.is_trial:
+            settings = self.reload_settings(before.state.code)
+            handover.rehearse(before.state, settings, self.targets)
+            return
         self.signals = process.Signals(SIGNALS)
         process.adopt_orphans()
         process.keep_to_ourselves()
         self.poll = process.Poll()
         self.poll.watch(self.signals.fileno())
-        self.foundry = Foundry([self.target], self.log, self.poll)
+        self.foundry = Foundry(self.targets, self.log, self.poll)
+        self.upgrade = Upgrade(self)
         self.molds = self.foundry.molds
-        self.lease = Lease(self.settings.runtime_dir)
+        if before is None:
+            self.lease = Lease(self.settings.runtime_dir)
+        else:
+            handover.adopt(self, before.state)
         try:
-            self.boot()
+            if before is None:
+                self.boot()
+            else:
+                self.take_over(before.state)
             while not self.finished:
                 ready = self.poll.wait(self.next_due() - clock.monotonic())  # the only line that blocks
                 self.take_signals()
@@ -183,6 +205,10 @@ class Supervisor:
                     self.pass_on_wishes(now)
                 self.proceed_with_stopping(now)
                 self.send(now)
+                self.upgrade.check(now)
+                if self.may_hand_over:
+                    self.may_hand_over = False
+                    self.upgrade.hand_over()
                 self.log.flush()
         finally:
             self.shut_down()
@@ -200,9 +226,7 @@ class Supervisor:
                 return
             self.take_messages()
         settings = self.settings
-        self.store = Store(
-            settings.database, role="supervisor", notify=settings.notify, timeout=settings.store_timeout
-        )
+        self.store = handover.open_store(settings)
         self.insist(self.store.check_schema)
         self.insist(self.take_lease)
         self.open_waker()
@@ -215,6 +239,22 @@ class Supervisor:
             queues=", ".join(settings.queues) or "all",
             pid=os.getpid(),
             wake=self.waker.kind if self.waker else "poll",
+        )
+        self.log.flush()
+
+    def take_over(self, before: handover.State) -> None:
+        """Go on where the program that this process was before has stopped."""
+        self.use_settings()
+        self.open_waker()
+        self.on_child("SIGCHLD")  # who died meanwhile
+        self.log.emit(
+            "upgrade.done",
+            version=__version__,
+            before=before.release,
+            seconds=clock.monotonic() - before.at,
+            busy=len(self.running),
+            molds=len(self.molds),
+            pid=os.getpid(),
         )
         self.log.flush()
 
@@ -241,7 +281,7 @@ class Supervisor:
     def next_due(self) -> float:
         rows = min(self.renew_at, self.rescue_at, self.turn_due(), self.wishes_at)
         stop = self.stop_at + _LAST_WRITES if self.killed else self.stop_at
-        due = min(stop, max(rows, self.outage.retry_at))
+        due = min(stop, self.upgrade.due, max(rows, self.outage.retry_at))
         if self.running:
             due = min(due, self.title_at)
         # what is due and not done would make the loop spin
@@ -289,11 +329,23 @@ class Supervisor:
             self.log.emit("supervisor.reloading", signal=name)
             self.foundry.reload()
 
+    def on_upgrade(self, name: str) -> None:
+        if self.stop_at != FOREVER or self.store is None:
+            why = "it is starting" if self.store is None else "it is stopping"
+            self.log.emit("supervisor.ignored", signal=name, why=why)
+        elif self.upgrade.pid:
+            self.log.emit("supervisor.ignored", signal=name, why="an upgrade is under way")
+        else:
+            self.log.emit("upgrade.begun", signal=name)
+            self.upgrade.begin()
+
     def on_child(self, name: str) -> None:
         for pid, status, _ in process.reap():
             mold = self.molds.with_pid(pid)
             if mold is not None:
                 self.on_dead_mold(mold, how_it_ended(status))
+            elif pid == self.upgrade.pid:
+                self.may_hand_over = self.upgrade.ended(how_it_ended(status)) and self.stop_at == FOREVER
 
     def kill(self, reason: str, outcome: Outcome) -> None:
         """End all running attempts at once; `outcome` says whether that counts against them."""
@@ -366,15 +418,11 @@ class Supervisor:
             self.foundry.broken(mold, str(error))
             process.kill_tree(mold.link.pid)
             return
+        self.code = header["code"]
         before = self.molds.up(mold, header["tasks"])
         if before is not None:
             self.foundry.retire(before, "reload")
-        where = progress_place(self.settings)
-        for folder in (self.settings.runtime_dir, where["runtime"], where["folder"]):
-            identity.private_folder(folder)
-        self.where = where
-        self.progress = Reader(where)
-        self.progress.sweep()
+        where = self.use_settings()
         mold.link.tell(
             {
                 "kind": "go",
@@ -397,6 +445,15 @@ class Supervisor:
         if header["threads"] > 1:
             self.log.emit("mold.threads", threads=header["threads"])
         self.look_at = 0.0
+
+    def use_settings(self) -> dict[str, Any]:
+        """Make ready what follows from the settings; return where progress goes."""
+        where = progress_place(self.settings)
+        for folder in (self.settings.runtime_dir, where["runtime"], where["folder"]):
+            identity.private_folder(folder)
+        self.progress = Reader(where)
+        self.progress.sweep()
+        return where
 
     def adopt_settings(self, fresh: Settings) -> None:
         """Take over what may change while we run."""

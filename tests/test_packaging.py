@@ -78,7 +78,7 @@ FLOORS = [
         "safepoint",
         "mail",
     },
-    {"application", "child", "mold", "link", "foundry", "lease", "supervisor", "runner"},
+    {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner"},
     {"cli", "invocation", "terminal", "wsgi", "testing", "__main__"},
 ]
 
