@@ -14,7 +14,7 @@ import click
 
 from forkrunner import __version__, clock
 from forkrunner.config import FROM_DEFAULT, Settings
-from forkrunner.errors import ForkrunnerError, JobNotFound, JobStateError, SchemaError
+from forkrunner.errors import ForkrunnerError, JobNotFound, JobStateError, SchemaError, StoreUnavailable
 from forkrunner.invocation import (
     ALL_FLAGS,
     BAD,
@@ -54,7 +54,10 @@ def _progress_of(settings: Settings, rows: Sequence[Row]) -> dict[str, dict[str,
     from forkrunner.progress import Reader, place
 
     reader = Reader(place(settings))
-    return {job_id: reader.get(job_id) for job_id in busy}
+    try:
+        return dict(reader.get_many(busy))
+    finally:
+        reader.close()
 
 
 @click.group(
@@ -378,6 +381,51 @@ def show(words: tuple[str, ...], secrets: bool, as_json: bool) -> int:
     else:
         print(*terminal.page_of(row, progress, clock.utc(), secrets=secrets), sep="\n")
     return FINE
+
+
+@main.command()
+@words_argument("[MODULE:RUNNER] ID…")
+@json_flag
+@flags("database")
+def watch(words: tuple[str, ...], as_json: bool) -> int:
+    """Watch jobs until they end: bars on a terminal, lines elsewhere.
+
+    Exit status 0 if all are done then. Ctrl-C ends the watching, not the jobs. With --json: a line with one object whenever
+    something has changed.
+    """
+    from forkrunner import bars
+    from forkrunner.job import State
+    from forkrunner.progress import Reader, place
+    from forkrunner.watch import Watcher
+
+    target, given = target_and_ids(words)
+    settings = find_settings(target)
+    with open_store(settings) as store:
+        rows, missing = [], False
+        for text in given:
+            try:
+                rows.append(store.get(find_id(store, text)))
+            except JobNotFound as error:
+                complain(str(error))
+                missing = True
+        names = {row.id: row.task for row in rows}
+        watcher = Watcher(lambda: store, Reader(place(settings)))
+        last = {}
+        try:
+            with bars.choose(names, as_json) as shown:
+                for views in watcher.follow(names):
+                    if isinstance(views, StoreUnavailable):
+                        shown.trouble(str(views))
+                    else:
+                        last = views
+                        shown.show(views)
+        finally:
+            watcher.close()
+        if not as_json:
+            for row in map(store.get, last):
+                print(bars.ending(row))
+    all_done = len(last) == len(names) and all(view["state"] == State.DONE for view in last.values())
+    return FINE if all_done and not missing else BAD
 
 
 def _for_each_id(words: tuple[str, ...], as_json: bool, act: Callable[[Store, str], tuple[str, str]]) -> int:

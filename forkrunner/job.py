@@ -320,6 +320,24 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How a job stands, for whoever watches it: the small part of its row, and its place in the queue."""
+
+    id: str
+    state: State
+    #: Number of the last attempt; 0 while none has started.
+    attempt: int
+    run_at: datetime
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    #: Why it did not end well: for those who run it, not for its users.
+    error: str | None
+    #: How many jobs of its queue start before it, counted up to 1000; None unless it is pending.
+    position: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class New:
     """A row to be inserted by `Store.enqueue`; `delay` seconds from the database's now unless `run_at`."""
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from forkrunner.job import Attempt, Row, State
     from forkrunner.store import Store
     from forkrunner.tasks import Duration, Size
+    from forkrunner.watch import Watcher
 
     class Decorator(Protocol):
         """What `@runner.task(...)` gives: types pass through it."""
@@ -377,6 +378,7 @@ class Runner:
         self._settings: Settings | None = None
         self._store: Store | None = None
         self._store_pid = 0
+        self._watcher: Watcher | None = None
         self._locks: dict[int, Any] = {}
 
     def __repr__(self) -> str:
@@ -419,6 +421,9 @@ class Runner:
 
     def close(self) -> None:
         """Close the connections of this process; the next use opens new ones."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.close()
         store, self._store = self._store, None
         if store is not None:
             if self._store_pid == os.getpid():
@@ -614,12 +619,22 @@ class Runner:
         return [Job(self, row.id, row) for row in rows]
 
     def progress(self, id: str) -> dict[str, Any] | None:
-        """Say how far a job is: `fraction`, `message`, `detail`, `attempt`, `updated_at`; None if nobody knows.
+        """Say how a job stands, as the HTTP endpoint does (see `watch.py`); None if there is no such job.
 
-        Asks memcached or a file, never the database. May vanish at any time.
+        `fraction` (None where nobody knows), `message`, `detail`, `eta_seconds` are what it has said; with them are
+        `id`, `state`, `attempt`, `position` in the queue, `started_at`, `updated_at`. While it runs and says something this
+        asks memcached or a file, otherwise the database.
+        Raises StoreUnavailable.
         """
-        from forkrunner.progress import Reader, place
+        text = str(id).lower()
+        return self.watcher.look_at(text) if _ID.fullmatch(text) else None
 
-        if not _ID.fullmatch(str(id)):
-            return None
-        return Reader(place(self.settings)).get(id)
+    @property
+    def watcher(self) -> Watcher:
+        """What looks at jobs for `progress` and the HTTP endpoint; asks for many at once."""
+        if self._watcher is None:
+            from forkrunner.progress import Reader, place
+            from forkrunner.watch import Watcher
+
+            self._watcher = Watcher(lambda: self.store, Reader(place(self.settings)))
+        return self._watcher

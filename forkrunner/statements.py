@@ -19,6 +19,7 @@ CHANNEL, WISH = "forkrunner", "!"
 
 JOB = tuple(column.name for column in jobs.columns)
 ATTEMPT = tuple(column.name for column in attempts.columns)
+STANDING = ("id", "state", "attempt", "run_at", "created_at", "started_at", "finished_at", "error")
 CLAIM = (jobs.c.id, jobs.c.task, jobs.c.queue, jobs.c.attempt, jobs.c.tries, jobs.c.crashes, jobs.c.arguments,
           jobs.c.options, jobs.c.created_at, jobs.c.started_at, jobs.c.supervisor, jobs.c.run_at,
           jobs.c.cursor)  # fmt: skip
@@ -284,6 +285,32 @@ class Statements:
     def get(self) -> Any:
         rows = sa.select(*jobs.c, *attempts.c).outerjoin_from(jobs, attempts, attempts.c.job_id == jobs.c.id)
         return rows.where(jobs.c.id == sa.bindparam("id", type_=ID)).order_by(attempts.c.attempt)
+
+    @functools.cached_property
+    def standing(self) -> Any:
+        """Say how some jobs stand. Who is ahead is counted in the index of live rows, and no further than to 1000."""
+        ahead, now = jobs.alias("ahead"), self.database.now
+        sooner = sa.tuple_(ahead.c.run_at, ahead.c.id) < sa.tuple_(jobs.c.run_at, jobs.c.id)
+        few = (
+            sa.select(_ZERO)
+            .where(
+                ahead.c.state == _PENDING,
+                ahead.c.queue == jobs.c.queue,
+                # for a job that is not due yet: those that are due before it
+                ahead.c.run_at <= sa.case((jobs.c.run_at > now, jobs.c.run_at), else_=now),
+                sa.or_(
+                    ahead.c.priority > jobs.c.priority, sa.and_(ahead.c.priority == jobs.c.priority, sooner)
+                ),
+            )
+            .limit(sa.literal_column("1000", sa.Integer))
+            .correlate(jobs)
+            .subquery("few")
+        )
+        position = sa.select(sa.func.count()).select_from(few).scalar_subquery()
+        columns = [jobs.c[name] for name in STANDING]
+        return sa.select(*columns, sa.case((jobs.c.state == _PENDING, position))).where(
+            jobs.c.id.in_(sa.bindparam("ids", expanding=True, type_=ID))
+        )
 
     @functools.cached_property
     def counts(self) -> Any:

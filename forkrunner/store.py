@@ -44,7 +44,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from . import clock
 from .database import BARE, PATIENCE, Database, PostgreSQL, Silent, SQLite, pause
 from .errors import EnqueueError, JobNotFound, JobStateError, SchemaError, StoreError, StoreUnavailable
-from .job import Attempt, Claim, Ending, New, Next, Outcome, Row, State, SupervisorRow, Wish
+from .job import Attempt, Claim, Ending, New, Next, Outcome, Row, Standing, State, SupervisorRow, Wish
 from .schema import REVISION, REVISIONS, jobs, supervisors, to_text, version
 from .statements import ATTEMPT, CHANNEL, CLAIM, JOB, SUPERVISOR, WISH, Statements
 
@@ -531,6 +531,12 @@ class Store:
             raise JobNotFound(f"no job has the id {id}", id=id)
         width = len(jobs.c)
         return _row(rows[0], tuple(_attempt(row[width:]) for row in rows if row[width] is not None))
+
+    def standing(self, ids: Collection[str], *, now: datetime | None = None) -> dict[str, Standing]:
+        """Say how these jobs stand, those that exist, in one statement; an id is as `Runner.get` takes it."""
+        parameters = {"ids": [_id(id) for id in ids], "now": self._moment(now)}
+        rows = self._read(lambda connection: connection.execute(self._statements.standing, parameters).all())
+        return {row[0]: Standing(row[0], State(row[1]), *row[2:]) for row in rows}
 
     def list(
         self, *, state: str | None = None, queue: str | None = None, task: str | None = None, limit: int = 50

@@ -27,6 +27,8 @@ HIDDEN = "***"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 #: Of a cell; the rest is on the page of the job.
 _LONGEST_CELL = 200
+#: Characters of a bar in a table.
+_BAR = 10
 #: From this width on, ids are shown whole.
 _WIDE = 100
 
@@ -262,13 +264,13 @@ def is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
-def _is_styled() -> bool:
+def is_styled() -> bool:
     return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def paint(text: str, colour: str = "", *, bold: bool = False) -> str:
     """Colour text, which must be clean already, if a person looks who has not asked for none."""
-    if not _is_styled():
+    if not is_styled():
         return text
     import click
 
@@ -308,7 +310,7 @@ class Table:
         from rich.text import Text
 
         console = Console(
-            color_system="auto" if _is_styled() else None, highlight=False, markup=False, emoji=False
+            color_system="auto" if is_styled() else None, highlight=False, markup=False, emoji=False
         )
         widths = {
             name: max(len(name), *(cell_len(row[n][0]) for row in self.rows))
@@ -354,11 +356,25 @@ def short_id(job_id: str) -> str:
     return job_id if terminal_width() >= _WIDE else f"…{job_id[-12:]}"
 
 
-def progress_words(entry: dict[str, Any] | None) -> str:
+def progress_words(entry: dict[str, Any] | None, width: int = 0) -> str:
+    """Say how far a job is, behind a bar of that many characters."""
     if entry is None:
         return ""
-    message = entry.get("message")
-    return f"{entry['fraction'] * 100:.0f} %" + (f" {message}" if message else "")
+    words = []
+    if entry.get("fraction") is not None:
+        words += [bar(entry["fraction"], width)] if width else []
+        # not 100 % before it is
+        words.append(f"{int(entry['fraction'] * 100 + 1e-6)} %")
+    if entry.get("message"):
+        words.append(str(entry["message"]))
+    return " ".join(words)
+
+
+def bar(fraction: float, width: int) -> str:
+    """Draw a bar in characters, to an eighth of one."""
+    eighths = int(min(max(fraction, 0.0), 1.0) * width * 8 + 1e-6)
+    drawn = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]
+    return drawn[:width].rstrip().ljust(width, "·")
 
 
 # --------------------------------------------------------------------------- pages
@@ -371,7 +387,7 @@ def table_of(rows: Sequence[Row], progress: dict[str, dict[str, Any] | None], no
         keep=("ID", "STATE", "WHEN"), drop=("ATTEMPT", "QUEUE", "NOTE", "WHEN", "TASK"),
     )  # fmt: skip
     for row in rows:
-        note = progress_words(progress.get(row.id)) if row.state is State.BUSY else row.error
+        note = progress_words(progress.get(row.id), _BAR) if row.state is State.BUSY else row.error
         state = "paused" if row.paused_at else row.state
         cells = (short_id(row.id), row.task, row.queue, state, row.attempt or "", _when(row, now), note)
         table.add(*cells, colours={"STATE": _COLOURS[row.state]})
@@ -405,7 +421,10 @@ def page_of(row: Row, progress: dict[str, Any] | None, now: datetime, *, secrets
         counted = f"{row.attempt} (counted: {row.tries} as tries, {row.crashes} as crashes)"
         facts.append(("attempts", counted))
     if row.state is State.BUSY:
-        facts += [("progress", short(progress_words(progress)) or "unknown"), ("supervisor", row.supervisor)]
+        facts += [
+            ("progress", short(progress_words(progress, 20)) or "unknown"),
+            ("supervisor", row.supervisor),
+        ]
     if row.options:
         facts.append(("options", short(json.dumps(value_of(row.options, True)))))
     if row.paused_at:

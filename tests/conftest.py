@@ -138,7 +138,15 @@ def _nothing_left() -> Iterator[None]:
 
 
 #: Files that take long as a whole: they are about processes, not about an interpreter's version.
-_LONG = {"test_cli", "test_database_away", "test_demo", "test_many", "test_signals", "test_trackconvert"}
+_LONG = {
+    "test_cli",
+    "test_database_away",
+    "test_demo",
+    "test_many",
+    "test_signals",
+    "test_trackconvert",
+    "test_watch",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -33,7 +33,7 @@ LIBRARIES = {
     "pymemcache": {"progress"},
     "smtplib": {"mail"},
     "click": {"cli", "invocation", "terminal"},
-    "rich": {"cli", "invocation", "terminal"},
+    "rich": {"cli", "invocation", "terminal", "bars"},
     "setproctitle": {"process"},
     "subprocess": {"process"},
     "multiprocessing": set(),
@@ -50,7 +50,10 @@ FUNCTIONS = {
         )
     },
     "signal.pidfd_send_signal": {"process"},
-    "time.sleep": {"runner"},  # Job.wait, in the process of the caller, who asked for it
+    "time.sleep": {
+        "runner",
+        "watch",
+    },  # Job.wait, Watcher.follow: in the process of the caller, who asked for it
     "time.time": {"clock"},
     "time.monotonic": {"clock"},
 }
@@ -78,8 +81,8 @@ FLOORS = [
         "safepoint",
         "mail",
     },
-    {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner"},
-    {"cli", "invocation", "terminal", "wsgi", "testing", "__main__"},
+    {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner", "watch"},
+    {"cli", "invocation", "terminal", "bars", "wsgi", "testing", "__main__"},
 ]
 
 #: What the process that forks every job is kept free of: a fork costs in proportion to its memory.
