@@ -56,6 +56,9 @@ class _Shared:
         #: Indexes: when the next word is due, and how far the bar is.
         self.due, self.fraction = 0, 1
 
+    def reached(self, fraction: float) -> None:
+        self.memory[self.fraction] = max(self.memory[self.fraction], fraction)
+
 
 class Sender:
     """The progress of the one job that this process runs."""
@@ -80,7 +83,7 @@ class Sender:
         self.trouble = False
         self.begun: tuple[float, float] | None = None
         self.shared: _Shared | None = None
-        self.is_helper = False
+        self.is_helper = self.is_registered = False
         self._make_locks()
         os.register_at_fork(
             before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._in_helper
@@ -112,6 +115,8 @@ class Sender:
             value = self.low + self.span * value
             if self.fraction is None or value > self.fraction:
                 self.fraction = value
+                if self.shared is not None:
+                    self.shared.reached(value)
         self.waiting = (self.label, message, detail)
         # if it is held, who holds it looks for what is waiting before it leaves
         if self.sending.acquire(False):
@@ -138,6 +143,8 @@ class Sender:
 
     def _start(self, pause: float) -> None:
         """Start the thread; `sending` is held for it. If a word is due, wait for it a little."""
+        if self.is_helper and not self.is_registered:
+            self._send_at_exit()
         self.sent.acquire(False)
         old = stack_size(_STACK)
         try:
@@ -192,17 +199,15 @@ class Sender:
         now = clock.monotonic()
         if self.shared is not None:
             memory, shared = self.shared.memory, self.shared
+            if self.fraction is not None:
+                self.fraction = max(self.fraction, memory[shared.fraction])
             if now < memory[shared.due] <= now + self.gap and not self.ending:
                 self.due = memory[shared.due]  # another process of the job was first
                 return
             memory[shared.due] = now + self.gap
-            if self.fraction is not None:
-                self.fraction = memory[shared.fraction] = max(self.fraction, memory[shared.fraction])
         said, self.waiting = self.waiting, None
         if said is None:
             return
-        if self.is_helper:
-            self._send_at_exit()
         if self.sink.put(self.job["id"], self._entry(now, *said)):
             self.trouble = False
             self.due = now + self.gap
@@ -274,12 +279,12 @@ class Sender:
         if isinstance(self.sink, _Files):
             self.sink.suffix = f".{os.getpid()}"
         self.waiting = None
-        self.is_helper = True
+        self.is_helper, self.is_registered = True, False
         self._make_locks()
 
     def _send_at_exit(self) -> None:
         """Have the last state of a multiprocessing worker sent; it clears what was registered before its start."""
+        self.is_registered = True
         util = sys.modules.get("multiprocessing.util")
-        if util is not None and not getattr(self, "registered", False):
-            self.registered = True
+        if util is not None:
             util.Finalize(None, self.end, exitpriority=100)

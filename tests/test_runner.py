@@ -467,9 +467,13 @@ def test_progress_is_what_the_job_said_last(sqlite_database, tmp_path, monkeypat
     assert runner.progress(job.id) is None
     folder = Path(place(runner.settings)["folder"])
     folder.mkdir(parents=True)
-    (folder / job.id).write_text('{"fraction": 0.5, "message": "half", "detail": {}}')
-    assert job.progress == {"fraction": 0.5, "message": "half", "detail": {}}
-    assert runner.progress(job.id) == job.progress
+    entry = {"fraction": 0.5, "message": "half", "detail": {}, "attempt": 1, "updated_at": time.time()}
+    (folder / job.id).write_text(json.dumps(entry))
+    seen = job.progress
+    assert seen is not None
+    assert (seen["state"], seen["fraction"], seen["message"]) == ("busy", 0.5, "half")
+    assert runner.progress(job.id) == seen
+    runner.close()
 
 
 # --------------------------------------------------------------------------- threads and forks
