@@ -21,7 +21,7 @@ import socket
 import uuid
 from typing import TYPE_CHECKING
 
-from . import __version__, clock, identity
+from . import __version__, clock, identity, process, survivors
 from .job import SupervisorRow
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 HOST = socket.gethostname()
 #: The mold kills this share of the lease before its end.
 MARGIN = 0.15
+#: What was killed is given so long to be gone, seconds.
+_DEATH_TIME = 1.0
 
 
 class Lease:
@@ -99,20 +101,37 @@ class Lease:
             self._store.deregister(self.id)
 
     def expire_the_dead(self) -> None:
-        """Delete the rows of supervisors whose lease is over or that are proven dead."""
+        """Delete the rows of supervisors whose lease is over or that are proven dead.
+
+        What the jobs of those of this host have left running is killed before: their jobs may run again at once.
+        """
         others = [other for other in self._store.supervisors() if other.id != self.id]
+        if any(self._has_ended(other) for other in others):
+            survivors.kill_marked()
         dead = [other.id for other in others if self._is_proven_dead(other)]
         gone = self._store.expire(dead)
         for other in others:
             if other.id in gone:
                 identity.LifeLock.discard(_life_file(self._folder, other.id))
 
+    def _has_ended(self, other: SupervisorRow) -> bool:
+        """Say whether its process is known to be gone; others of its family may be left."""
+        home = (other.host, other.boot_id, other.pid_namespace)
+        return home == self._home and identity.start_ticks(other.pid) != other.start_ticks
+
     def _is_proven_dead(self, other: SupervisorRow) -> bool:
-        if (other.host, other.boot_id, other.pid_namespace) != self._home:
+        if not self._has_ended(other):
             return False
-        if identity.start_ticks(other.pid) == other.start_ticks:
+        life = _life_file(self._folder, other.id)
+        if identity.LifeLock.free(life):
+            return True
+        # its mold and children died with it; a fork that one of its jobs made did not
+        if not survivors.kill_holders(life):
             return False
-        return identity.LifeLock.free(_life_file(self._folder, other.id))
+        end = clock.monotonic() + _DEATH_TIME
+        while not identity.LifeLock.free(life) and clock.monotonic() < end:
+            process.Poll().wait(0.005)
+        return identity.LifeLock.free(life)
 
 
 def _life_file(folder: str, supervisor: str) -> str:

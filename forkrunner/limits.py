@@ -22,8 +22,8 @@ _ERRORS = {
     24: ("open_files", "as many were open"),
     27: ("file_size", "a file had grown to it"),
 }
-#: VmData when the limits were set, bytes.
-_data_at_start = 0
+#: VmData and VmRSS when the limits were set, bytes.
+_data_at_start = _resident_at_start = 0
 
 
 def impose(limits: dict[str, Any], open_already: int) -> None:
@@ -34,11 +34,11 @@ def impose(limits: dict[str, Any], open_already: int) -> None:
     Raises:
         PermissionError: a negative `nice` without the privilege.
     """
-    global _data_at_start
+    global _data_at_start, _resident_at_start
     if "memory" in limits:
         # RLIMIT_DATA: it counts private writable memory only, so a big file can still be mapped. What the
         # application had loaded is in it at the start, and so does not count.
-        _data_at_start = _data()
+        _data_at_start, _resident_at_start, _ = _sizes()
         _set(resource.RLIMIT_DATA, _data_at_start + limits["memory"])
     if "cpu_seconds" in limits:
         # whole seconds; the mold counts exactly, and what the job has started too
@@ -69,21 +69,24 @@ def _set(which: int, soft: int) -> None:
     resource.setrlimit(which, (soft, hard))
 
 
-def _data() -> int:
-    """Return how much private writable memory this process has, its stack aside, bytes."""
+def _sizes() -> tuple[int, int, int]:
+    """Return this process's private writable memory, its stack aside, what is resident, and the most that was, bytes."""
+    found = {b"VmData:": 0, b"VmRSS:": 0, b"VmHWM:": 0}
     try:
         with open("/proc/self/status", "rb") as file:
             for line in file:
-                if line.startswith(b"VmData:"):
-                    return int(line.split()[1]) * 1024
+                words = line.split()
+                if words and words[0] in found:
+                    found[words[0]] = int(words[1]) * 1024
     except OSError:
         pass
-    return 0
+    return found[b"VmData:"], found[b"VmRSS:"], found[b"VmHWM:"]
 
 
-def allocated() -> int:
-    """Return how much more than at its start this process has allocated, bytes."""
-    return max(0, _data() - _data_at_start)
+def _most() -> int:
+    """Return how much more than at its start this process has had, bytes: some may be free again when it is asked."""
+    data, _, peak = _sizes()
+    return max(0, data - _data_at_start, peak - _resident_at_start)
 
 
 def reached(error: BaseException, limits: dict[str, Any]) -> str | None:
@@ -93,7 +96,7 @@ def reached(error: BaseException, limits: dict[str, Any]) -> str | None:
     while one is not None and seen < 20:
         if isinstance(one, MemoryError) and "memory" in limits:
             return units.breach(
-                "memory", limits, f"it had {units.show_bytes(allocated())} of its own and was refused more"
+                "memory", limits, f"it had {units.show_bytes(_most())} of its own and was refused more"
             )
         name, what = _ERRORS.get(getattr(one, "errno", None) or 0, ("", ""))
         if name in limits and isinstance(one, OSError):

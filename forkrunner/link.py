@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import channel, process
+from . import channel, process, survivors
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,7 +30,8 @@ class MoldLink:
         argv = [sys.executable, "-c", _CODE, str(theirs.fileno()), str(os.getpid())]
         # else each child looks up anew each function of a library that it calls; not for the jobs' own programs
         extra = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
-        self.pid = process.spawn(argv, os.environ | extra, [theirs.fileno(), *keep])
+        environment = os.environ | extra | {survivors.VARIABLE: survivors.mark()}
+        self.pid = process.spawn(argv, environment, [theirs.fileno(), *keep])
         theirs.close()
         self.tell(boot | {"kind": "boot", "unset": list(extra)})
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from . import __version__, clock, handover, identity, process
+from . import __version__, clock, handover, identity, process, survivors
 from .errors import ConfigError, StoreError, StoreUnavailable, TargetError
 from .foundry import Foundry, how_it_ended
 from .handover import Upgrade
@@ -229,6 +229,8 @@ class Supervisor:
         self.store = handover.open_store(settings)
         self.insist(self.store.check_schema)
         self.insist(self.take_lease)
+        # also those of a supervisor whose row somebody else has taken away
+        survivors.kill_marked()
         self.open_waker()
         self.log.emit(
             "supervisor.started",

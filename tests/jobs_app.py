@@ -428,6 +428,17 @@ def spawn(how: str, then: str, path: str) -> None:
         time.sleep(60)
 
 
+@runner.task
+def shell(command: str, path: str) -> None:
+    program = subprocess.Popen(["sh", "-c", command])
+    while len(_children(program.pid)) < 2:
+        time.sleep(0.005)
+    with open(path + ".new", "w") as file:
+        file.write(" ".join(map(str, [program.pid, *_children(program.pid)])))
+    os.rename(path + ".new", path)
+    program.wait()
+
+
 def _children(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(word) for word in file.read().split()]

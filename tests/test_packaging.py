@@ -69,6 +69,7 @@ FLOORS = [
         "measure",
         "oom",
         "scratch",
+        "survivors",
         "schema",
         "migrations",
         "database",

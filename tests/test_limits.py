@@ -1,0 +1,166 @@
+"""What a job has started ends with it, however it fled and however the job ends; and a limit of memory is of its own.
+
+Named how × ending, against the real CLI. Nobody is asked whether a process is gone but the kernel.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forkrunner.job import Outcome, State
+from tests.running import LONG, Bed, check_gone
+from tests.support import Cli, alive, wait_until
+
+GRACE = 0.3
+HOW = ("subprocess", "pipeline", "process_group", "session", "multiprocessing", "daemon")
+THEN = {
+    "return": ({}, Outcome.DONE),
+    "timeout": ({"timeout": 1.5, "grace": GRACE}, Outcome.TIMED_OUT),
+    "crash": ({"max_crashes": 1}, Outcome.CRASHED),
+}
+
+
+@pytest.fixture
+def bed(cli: Cli, database: str) -> Iterator[Bed]:
+    with Bed(cli, database) as bed:
+        yield bed
+
+
+def pids_in(path: Path) -> list[int]:
+    wait_until(path.exists, LONG, f"{path}")
+    return [int(word) for word in path.read_text().split()]
+
+
+def test_nothing_that_a_job_has_started_outlives_it(bed: Bed) -> None:
+    """Six ways to start processes × three ways to end, all at once."""
+    supervisor = bed.start(slots=6)
+    cases = [(how, then) for how in HOW for then in THEN]
+    ids = {
+        (how, then): bed.put(
+            "spawn", {"how": how, "then": then, "path": f"{how}-{then}"}, options=THEN[then][0]
+        )
+        for how, then in cases
+    }
+    for (how, then), id in ids.items():
+        row = bed.ended(id)
+        pids = pids_in(bed.folder / f"{how}-{then}")
+        check_gone(pids)
+        (attempt,) = row.attempts
+        assert (attempt.outcome, len(pids)) == (
+            THEN[then][1],
+            {"pipeline": 4, "multiprocessing": 2}.get(how, 1),
+        ), (
+            how,
+            then,
+        )
+    left = sum(row.attempts[0].leftover_processes or 0 for row in map(bed.row, ids.values()))
+    # a TERM to the group gets some before they are left behind, multiprocessing has a helper more
+    assert left >= 2 * (4 + 2 + 1)
+    bed.stop(supervisor)
+
+
+def test_a_shell_with_children_that_times_out_is_gone_within_its_grace(bed: Bed) -> None:
+    supervisor = bed.start(slots=2)
+    path = bed.folder / "shell"
+    id = bed.put(
+        "shell",
+        {"path": str(path), "command": "sleep 1000 & sleep 1000"},
+        options={"timeout": 0.5, "grace": GRACE},
+    )
+    pids = pids_in(path)
+    row = bed.ended(id)
+    wait_until(lambda: not any(map(alive, pids)), GRACE + 1, f"the end of {pids}")
+    assert len(pids) == 3
+    assert row.attempts[0].outcome == Outcome.TIMED_OUT
+    bed.stop(supervisor)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_kill_of_the_supervisor_and_the_next_one_ends_what_its_jobs_had_started(
+    cli: Cli, sqlite_database: str, how: str
+) -> None:
+    """Mold and job die with it, by the kernel; their programs do not, and are found by their mark, forks by the lock."""
+    with Bed(cli, sqlite_database) as bed:
+        first = bed.start(slots=2)
+        path = bed.folder / "pids"
+        id = bed.put(
+            "spawn",
+            {"how": how, "then": "timeout", "path": str(path)},
+            options={"timeout": 60, "max_crashes": 1},
+        )
+        pids = pids_in(path)
+        assert all(map(alive, pids))
+        first.signal(signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL
+        killed = time.monotonic()
+        second = bed.start(slots=2)
+        wait_until(lambda: not any(map(alive, pids)), 5, f"the end of {pids}")
+        row = bed.ended(id)
+        assert (row.state, row.attempts[0].outcome) == (State.FAILED, Outcome.LOST)
+        # at once, and not when a lease has ended
+        assert time.monotonic() - killed < 25
+        bed.stop(second)
+
+
+def test_a_new_supervisor_spares_what_the_jobs_of_others_have_started(cli: Cli, sqlite_database: str) -> None:
+    with Bed(cli, sqlite_database) as bed:
+        first = bed.start(slots=2)
+        path = bed.folder / "pids"
+        id = bed.put(
+            "spawn",
+            {"how": "session", "then": "timeout", "path": str(path)},
+            options={"timeout": 60, "grace": GRACE},
+        )
+        (pid,) = pids_in(path)
+        second = bed.start(slots=2)
+        bed.ended(bed.put("noop"))
+        assert alive(pid)
+        bed.store.cancel(id)
+        bed.ended(id)
+        bed.stop(first, second)
+
+
+PRELOADED = """
+import time
+from forkrunner import Runner
+
+runner = Runner()
+#: As many small objects as a large application has, and one large block.
+ballast = [str(n) * 3 for n in range(2_000_000)], b"x" * (250 << 20)
+
+@runner.task(memory="200MB")
+def allocate(megabytes: int, step: int) -> int:
+    blocks = [b"x" * (step << 20) for _ in range(megabytes // step)]
+    return sum(map(len, blocks))
+"""
+
+
+def test_a_limit_of_memory_is_of_the_jobs_own(cli: Cli, database: str) -> None:
+    """1 GB under 200 MB beside 400 MB of the application's: over memory within 2 s; 150 MB: done."""
+    with Bed(cli, database, source=PRELOADED) as bed:
+        supervisor = bed.start(slots=2)
+        mold = supervisor.pids("forkrunner: mold")[0]
+        resident = int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{mold}/status").read_text())[0]) * 1024
+        assert resident > 400e6
+        cases = {
+            "at once": bed.put("allocate", {"megabytes": 1000, "step": 1000}),
+            "bit by bit": bed.put("allocate", {"megabytes": 1000, "step": 10}),
+            "less": bed.put("allocate", {"megabytes": 150, "step": 10}),
+        }
+        rows = {name: bed.ended(id) for name, id in cases.items()}
+        for name, had in (("at once", r"\d+(\.\d)? [Mk]?B"), ("bit by bit", r"(1[89]|20)\d\.\d MB")):
+            (attempt,) = rows[name].attempts
+            assert attempt.outcome == Outcome.OVER_MEMORY
+            pattern = rf"its limit memory is 200\.0 MB: it had {had} of its own and was refused more"
+            assert re.fullmatch(pattern, str(attempt.error_message)), attempt.error_message
+            assert attempt.run_seconds is not None
+            assert attempt.run_seconds < 2
+        assert rows["less"].state == State.DONE
+        assert 150e6 < (rows["less"].attempts[0].peak_memory_bytes or 0) < 190e6
+        bed.stop(supervisor)
