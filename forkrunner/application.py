@@ -95,10 +95,11 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int]) -> Place
     process.report_stacks_to(place.report_fd)
     process.line_buffered()
     process.flush_all()
-    rehearse(place)
-    # frozen objects are not visited by the children's collections, which would copy their pages
     gc.collect()
     process.trim_memory()
+    # after the collection, which empties the interpreter's free lists
+    rehearse(place)
+    # frozen objects are not visited by the children's collections, which would copy their pages
     gc.freeze()
     return place
 

@@ -11,19 +11,24 @@ from __future__ import annotations
 import json
 import os
 import sys
+from os import getpid, write
 
-from . import channel, current, limits, process
+from . import channel, current, limits
 from .errors import LeaveJob
+from .process import Reserved, flush_all, leave, show_title, title_bytes
 from .progress import end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, NoReturn
+    from typing import Any
 
     from .runner import Runner
 
     Message = tuple[dict[str, Any], bytes]
+    #: What a child finds when it is forked: its job with the arguments (None in a spare, which waits for them on its
+    #: pipe), its title, and the function itself if calling that is all that the job asks for.
+    Start = tuple[Message | None, bytes, Callable[[], Any] | None]
 
 #: Separates what faulthandler wrote into the report file from the frame: no stack holds a NUL.
 REPORT_MARK = b"\0"
@@ -32,14 +37,27 @@ _DONE = json.dumps({"kind": "outcome", "outcome": "done"}).encode()
 DONE_WITH_NULL = REPORT_MARK + channel.pack_raw(_DONE, b"null")
 #: Characters of a traceback and of a message in a report; what is longer would not fit into a header.
 _TRACEBACK_LIMIT = _MESSAGE_LIMIT = 64 * 1024
-_HIGHEST = 1 << 20
+#: Fields of a job's header that ask for something to be done before the task is called.
+_WISHES = frozenset({"limits"})
 _OURS = os.path.dirname(__file__)
 
 
 class Place:
     """What every child of a mold needs to know; made once, before the forks."""
 
-    def __init__(self, runner: Runner, reserved: process.Reserved) -> None:
+    __slots__ = (
+        "base",
+        "exit",
+        "job_fd",
+        "mold",
+        "reconnect",
+        "report_fd",
+        "reserved",
+        "result_limit",
+        "tasks",
+    )
+
+    def __init__(self, runner: Runner, reserved: Reserved) -> None:
         self.tasks: Mapping[str, Any] = runner.tasks
         self.mold = os.getpid()
         self.reserved = reserved
@@ -50,44 +68,50 @@ class Place:
         #: What is to be done before the application's code runs; empty in most molds.
         self.reconnect: list[Callable[[], None]] = []
         self.result_limit = 1 << 20
+        #: How a child ends, whatever happens; it returns in a rehearsal only.
+        self.exit: Callable[[int], Any] = os._exit
 
 
-def main(place: Place, message: Message | None) -> NoReturn:
-    """Leave the mold, run one job, report, and end the process.
+def main(place: Place, start: Start) -> None:
+    """Leave the mold, run one job, report, and end the process: it returns in a rehearsal only.
 
-    `message` is the job itself; None makes a spare, which waits for it on its pipe.
+    Output, report and pipe are at the child's own numbers already: the mold put them there before the fork.
     """
     status = 70
+    message, title, bare = start
     try:
-        _leave_the_mold(place)
+        leave(place.mold, place.base)
+        if place.reconnect:
+            # databases: never close (that would say goodbye for the mold), never use
+            for step in place.reconnect:
+                step()
+        show_title(title)
         if message is None:
-            process.title("spare")
             message = _wait_for_a_job(place.job_fd)
+            if message is not None:
+                _, title, bare = start_of(place, message)
+                show_title(title)
         if message is not None:
-            _attempt(place, *message)
+            _attempt(place, message[0], message[1], bare)
         status = 0
     except BaseException:  # noqa: BLE001 - the last resort: no exception may unwind into the mold's frames
         try:
             sys.excepthook(*sys.exc_info())
-            process.flush_all()
+            flush_all()
         except BaseException:  # noqa: BLE001 - as above
             pass
     finally:
-        os._exit(status)
+        place.exit(status)
 
 
-def _leave_the_mold(place: Place) -> None:
-    """Give up what is the mold's.
-
-    Output, report and pipe are at the child's own numbers already: the mold put them
-    there before the fork, where it costs no copied pages.
-    """
-    process.leave(place.mold)
-    # before the application's code can run with the mold's descriptors
-    os.closerange(place.base, _HIGHEST)
-    # databases: never close (that would say goodbye for the mold), never use
-    for step in place.reconnect:
-        step()
+def start_of(place: Place, message: Message | None) -> Start:
+    """Do for a child, in the mold, what can be done before the fork."""
+    if message is None:
+        return None, title_bytes("spare"), None
+    job, arguments = message
+    title = title_bytes(f"job {job['id']} {job['task']} attempt {job['attempt']}")
+    plain = arguments == b"{}" and job.keys().isdisjoint(_WISHES)
+    return message, title, place.tasks[job["task"]].bare if plain else None
 
 
 def _wait_for_a_job(fd: int) -> Message | None:
@@ -105,35 +129,37 @@ def _wait_for_a_job(fd: int) -> Message | None:
     return None  # the mold has no use for this spare
 
 
-def _attempt(place: Place, job: dict[str, Any], arguments: bytes) -> None:
+def _attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable[[], Any] | None) -> None:
     """Load the arguments, call the task, judge how it went, report."""
-    process.title(f"job {job['id']} {job['task']} attempt {job['attempt']}")
-    me = os.getpid()
-    task = place.tasks[job["task"]]
+    me = getpid()
     current.job, current.arguments = job, arguments
-    frame = DONE_WITH_NULL
+    report = DONE_WITH_NULL
     try:
-        if "limits" in job:
-            limits.impose(job["limits"], place.base)
-        args, kwargs = task.load(arguments)
-        value = task.run(*args, **kwargs)
+        value = _call(place, place.tasks[job["task"]], job, arguments) if bare is None else bare()
         if value is not None or current.told:
-            frame = REPORT_MARK + channel.pack_raw(
-                _DONE, task.dump_result(value, place.result_limit).encode()
-            )
+            result = place.tasks[job["task"]].dump_result(value, place.result_limit)
+            report = REPORT_MARK + channel.pack_raw(_DONE, result.encode())
     except BaseException as error:  # noqa: BLE001 - how an attempt ends is judged here, and nowhere else
-        frame = REPORT_MARK + channel.pack(_judge(error, job, task))
+        report = REPORT_MARK + channel.pack(_judge(error, job, place.tasks[job["task"]]))
         error.__traceback__ = None
-    if "limits" in job:
+    if bare is None and "limits" in job:
         limits.lift()
-    process.flush_all()
-    if os.getpid() != me:
+    flush_all()
+    if getpid() != me:
         # the job forked and this is its child coming back through the task: it is not the attempt
-        process.exit_now(0)
+        os._exit(0)
     if current.told:
         end()
-    while frame:
-        frame = frame[os.write(place.report_fd, frame) :]
+    written = write(place.report_fd, report)
+    while written < len(report):
+        written += write(place.report_fd, report[written:])
+
+
+def _call(place: Place, task: Any, job: dict[str, Any], arguments: bytes) -> Any:
+    if "limits" in job:
+        limits.impose(job["limits"], place.base)
+    args, kwargs = task.load(arguments)
+    return task.run(*args, **kwargs)
 
 
 def rehearse(place: Place) -> None:
@@ -143,28 +169,25 @@ def rehearse(place: Place) -> None:
     they need not be filled, in pages copied for that, by each child.
     """
     stage = object.__new__(Place)
-    stage.__dict__ = place.__dict__ | {
-        "mold": os.getppid(),
-        "base": _HIGHEST,
-        "reconnect": [],
-        "tasks": {"rehearsal": _Nothing()},
-        "report_fd": os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC),
-    }
+    for name in Place.__slots__:
+        setattr(stage, name, getattr(place, name))
+    stage.mold, stage.base, stage.reconnect = os.getppid(), 1 << 20, []
+    stage.report_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    stage.exit = _no_exit
+    start = ({"id": "", "task": "rehearsal", "attempt": 0}, b"{}"), title_bytes("rehearsal"), _nothing
     for _ in range(30):
-        _leave_the_mold(stage)
-        _attempt(stage, {"id": "", "task": "rehearsal", "attempt": 0}, b"{}")
+        main(stage, start)
     os.close(stage.report_fd)
     current.job = None
 
 
-class _Nothing:
-    """A task that does nothing."""
+def _no_exit(status: int) -> None:
+    if status:
+        raise AssertionError("the rehearsal failed")
 
-    def load(self, text: bytes) -> tuple[tuple[()], dict[str, Any]]:
-        return (), {}
 
-    def run(self) -> None:
-        pass
+def _nothing() -> None:
+    """Be a task."""
 
 
 def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, Any]:

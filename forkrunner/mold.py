@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     #: A child that was reaped, its wait status, and what it used.
     Death = tuple[Child, int, Any]
+    #: What is made before a fork: what the child finds, its output and report files.
+    Prepared = tuple[child.Start, int, int]
 
 #: Seconds between two looks at how much the busy children have written.
 _CUT_EVERY = 0.1
@@ -74,6 +76,7 @@ def main() -> None:
         del os.environ[name]
     title = f"mold {boot['target']} gen {boot['generation']}"
     process.title(title)
+    process.share_title()
     try:
         _enter(boot["folder"])
         runner = load(boot["target"], boot["folder"], boot["preload"])
@@ -193,6 +196,8 @@ class Mold:
             data = os.read(self.link, 1 << 18)
         except BlockingIOError:
             return
+        except ConnectionResetError:  # as the end, with something of ours unread
+            data = b""
         if not data:  # the supervisor is gone: so are we, and the kernel takes our children along
             process.exit_now(0)
         self.inbox.feed(data)
@@ -302,14 +307,11 @@ class Mold:
             ):
                 left.append((job, arguments))
         # In three passes: after each fork the pages that we write to are copied once, so what
-        # we do between two forks is to be little. Measured: 48 pages a job instead of 112.
-        files = [self.open_files(job) for job, _ in left]
-        born = [
-            self.fork(message, *pair) if pair else None for message, pair in zip(left, files, strict=True)
-        ]
-        for (job, _), one in zip(left, born, strict=True):
-            if one is not None:
-                self.children.start(one, job, now, clock.wall())
+        # we do between two forks is to be little.
+        prepared = [one for message in left if (one := self.prepare(message))]
+        for ((message, _, _), output, report), pid in zip(prepared, self.fork(prepared), strict=False):
+            assert message is not None
+            self.children.start(Child(pid, -1, output, report), message[0], now, clock.wall())
         if self.wanted:
             self.ask_all()
 
@@ -340,45 +342,48 @@ class Mold:
             }
         )
 
-    def open_files(self, job: dict[str, Any] | None) -> tuple[int, int] | None:
-        """Make the files for a child's output and report; without them its job is given back, uncounted."""
+    def prepare(self, message: child.Message | None) -> Prepared | None:
+        """Make all that a child finds when it is forked; without files for it its job is given back, uncounted."""
         output = -1
         try:
             output = scratch.scratch_file("forkrunner-output")
-            return output, scratch.scratch_file("forkrunner-report")
+            report = scratch.scratch_file("forkrunner-report")
         except OSError as error:
-            self.cannot_start(job, error, output)
+            self.cannot_start(message, error, output)
             return None
+        return child.start_of(self.place, message), output, report
 
-    def fork(self, message: child.Message | None, output: int, report: int) -> Child | None:
-        """Fork one child: a spare, or one that has its job in memory; None if no process is to be had."""
-        place = self.place
-        read = write = -1
+    def fork(self, prepared: list[Prepared]) -> list[int]:
+        """Fork a child for each; fewer pids than asked for if no process is to be had: the others are given back.
+
+        The loop is all that this process does between two forks of a burst, with every name bound before it: each
+        object that is touched is in a page that is shared with the child before, and copied.
+        """
+        place, main, dup2, fork = self.place, child.main, os.dup2, process.fork
+        report_fd = place.report_fd
+        pids: list[int] = []
+        note = pids.append
         try:
-            if message is None:
-                read, write = os.pipe()
-                os.dup2(read, place.job_fd, inheritable=False)
-            # here and not in the child, where each call costs copied pages
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            os.dup2(report, place.report_fd, inheritable=False)
-            pid = process.fork()
+            for start, output, report in prepared:
+                # here and not in the child, where each call costs copied pages
+                dup2(output, 1)
+                dup2(output, 2)
+                dup2(report, report_fd, False)
+                pid = fork()
+                if pid == 0:
+                    main(place, start)
+                note(pid)
         except OSError as error:
-            self.cannot_start(message and message[0], error, output, report, read, write)
-            return None
-        if pid == 0:
-            child.main(place, message)
-        if read >= 0:
-            # with a reader left, writing to a dead spare would be no error
-            os.close(read)
-            os.dup2(self.null, place.job_fd, inheritable=False)
-        return Child(pid, write, output, report)
+            for start, output, report in prepared[len(pids) :]:
+                self.cannot_start(start[0], error, output, report)
+        return pids
 
-    def cannot_start(self, job: dict[str, Any] | None, error: OSError, *opened: int) -> None:
+    def cannot_start(self, message: child.Message | None, error: OSError, *opened: int) -> None:
         for fd in opened:
             if fd >= 0:
                 os.close(fd)
-        if job is not None:
+        if message is not None:
+            job = message[0]
             self.tell({"kind": "refused", "id": job["id"], "attempt": job["attempt"], "error": str(error)})
         self.spare_at = clock.monotonic() + 1.0
 
@@ -386,10 +391,23 @@ class Mold:
         return not self.ending and len(self.children.spares) < self.spares
 
     def fork_a_spare(self, now: float) -> None:
-        if now >= self.spare_at and self.wants_spares() and (files := self.open_files(None)):
-            spare = self.fork(None, *files)
-            if spare is not None:
-                self.children.spares.append(spare)
+        """Fork a child ahead of need: it waits for its job on a pipe."""
+        if now < self.spare_at or not self.wants_spares() or (prepared := self.prepare(None)) is None:
+            return
+        try:
+            read, write = os.pipe()
+        except OSError as error:
+            self.cannot_start(None, error, *prepared[1:])
+            return
+        os.dup2(read, self.place.job_fd, inheritable=False)
+        pids = self.fork([prepared])
+        # with a reader left, writing to a dead spare would be no error
+        os.dup2(self.null, self.place.job_fd, inheritable=False)
+        os.close(read)
+        if pids:
+            self.children.spares.append(Child(pids[0], write, *prepared[1:]))
+        else:
+            os.close(write)
 
     def release(self, dead: Child) -> None:
         for fd in (dead.pipe, dead.output, dead.report):

@@ -26,9 +26,12 @@ _libc = ctypes.CDLL(None)
 _set_mask = _libc.pthread_sigmask
 _prctl = _libc.prctl if LINUX else None
 _flush_c = _libc.fflush
+# names of this module, since a look-up in another one costs each forked child two or three copied pages more
+_getppid, _setsid, _close_range = os.getppid, os.setsid, os.closerange
 #: signal.signal without its conversions to enums, which touched more pages in a child than all the rest
 _set_handler = sys.modules["_signal"].signal
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+_HIGHEST = 1 << 20
 
 #: MAP_SHARED, MAP_ANONYMOUS, and on Linux MAP_NORESERVE.
 _MAP_SHARED = 0x1 | 0x20 | 0x4000 if LINUX else 0x1 | 0x1000
@@ -64,16 +67,19 @@ def adopt_orphans() -> None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def leave(parent: int) -> None:
-    """Make a forked process one of its own, in this order; one function, since each call costs copied pages."""
+def leave(parent: int, base: int) -> None:
+    """Make a forked process one of its own, in this order; one function, since each call costs copied pages.
+
+    From `base` on descriptors are the parent's own.
+    """
     # first, since from here on the parent may die at any time
     if _prctl:
         _prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the prctl
+    if _getppid() != parent:  # it died before the prctl
         os._exit(127)
     try:
         # a group of its own can be killed as one, and Ctrl-C in a terminal is not for jobs
-        os.setsid()
+        _setsid()
     except PermissionError:  # it leads one already: a mold that rehearses
         pass
     # what the job's processes leave behind falls to the job, and after it to the mold
@@ -81,6 +87,8 @@ def leave(parent: int) -> None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # the mold blocks all signals and has no handlers: here they are as in any new process
     _set_mask(_SETMASK, _NO_SIGNALS, None)
+    # before the application's code can run with the mold's descriptors
+    _close_range(base, _HIGHEST)
 
 
 #: The caller has blocked all signals, in a mold for ever: one that came between the fork and
@@ -411,6 +419,10 @@ class Poll:
 # ------------------------------------------------------------------------------------ title
 
 _set_title = None
+#: Where ps finds the title of this process and of its forks, once setproctitle has made room there.
+_title_place: ctypes.Array[ctypes.c_char] | None = None
+#: Bytes of a title that is written there by hand.
+_TITLE_LENGTH = 160
 
 
 def load_title() -> None:
@@ -442,10 +454,42 @@ def load_title() -> None:
 
 def title(text: str) -> None:
     """Show `text` in ps."""
+    if _title_place is not None:
+        _title_place.raw = title_bytes(text)
+        return
     if _set_title is None:
         load_title()
     if _set_title is not None:
         _set_title("forkrunner: " + text)
+
+
+def title_bytes(text: str) -> bytes:
+    """Return a title as `show_title` takes it."""
+    return f"forkrunner: {text}".encode()[:_TITLE_LENGTH].ljust(_TITLE_LENGTH, b"\0")
+
+
+def show_title(data: bytes) -> None:
+    """Show a title that was made before the fork; a child of a mold copies 8 pages less for it."""
+    if _title_place is not None:
+        _title_place.raw = data
+    else:
+        title(data.rstrip(b"\0").decode()[12:])
+
+
+def share_title() -> None:
+    """Let this process and its forks write their titles by hand, to where setproctitle has put ours."""
+    global _title_place
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return
+    # arg_start and env_end: setproctitle has moved away what was between them
+    start, end = int(fields[45]), int(fields[48])
+    if end - start > _TITLE_LENGTH and ctypes.string_at(start, 12) == b"forkrunner: ":
+        _title_place = (ctypes.c_char * _TITLE_LENGTH).from_address(start)
+        if _prctl:
+            _prctl(_PR_SET_NAME, b"forkrunner", 0, 0, 0)
 
 
 # -------------------------------------------------------------------------------- descriptors
@@ -518,12 +562,15 @@ def line_buffered() -> None:
 
 
 def flush_all() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # the job closed one, or put something else there
+        for stream in (sys.stdout, sys.stderr):
+            try:
                 stream.flush()
-        except (OSError, ValueError):  # the job closed it
-            pass
+            except (OSError, ValueError, AttributeError):
+                pass
     _flush_c(None)
 
 

@@ -270,6 +270,9 @@ class Task(Generic[P, R]):
             )
         self.runner = runner
         self.function = function
+        #: What a job without arguments calls, once `prepare` has found that this will do: to parse them in a fresh
+        #: process would cost more than all the rest of it.
+        self.bare: Callable[[], Any] | None = None
         self.signature = arguments.Signature(function, own)
         #: What `using` said, for every call made through this object.
         self.bound: dict[str, Any] = {}
@@ -399,8 +402,6 @@ class Task(Generic[P, R]):
 
         Raises ArgumentError: the row was written by other code, or for another version of this.
         """
-        if text == b"{}" and not self.signature.required:
-            return (), {}  # parsing that in a fresh process would cost more than all the rest of a job
         return self.signature.load(text if isinstance(text, str) else text.decode())
 
     def prepare(self) -> None:
@@ -411,6 +412,8 @@ class Task(Generic[P, R]):
         _ = self.signature.kinds
         if isinstance(self, AsyncTask):
             import asyncio  # noqa: F401 - to be there when the job starts
+        elif not self.signature.required:
+            self.bare = self.function
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function as a job does."""
