@@ -83,7 +83,7 @@ FLOORS = [
         "mail",
     },
     {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner", "watch"},
-    {"cli", "invocation", "terminal", "bars", "wsgi", "testing", "__main__"},
+    {"cli", "invocation", "terminal", "bars", "wsgi", "asgi", "openapi", "testing", "__main__"},
 ]
 
 #: What the process that forks every job is kept free of: a fork costs in proportion to its memory.

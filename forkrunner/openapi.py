@@ -1,0 +1,133 @@
+"""The HTTP endpoint as an OpenAPI document; the tests compare it with what the endpoint answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import __version__
+
+#: Ids in one request; seconds of a long poll.
+MOST_IDS, LONGEST_WAIT = 100, 30.0
+
+_ID = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+
+
+def _or_null(kind: str, **more: Any) -> dict[str, Any]:
+    return {"type": [kind, "null"], **more}
+
+
+_PROPERTIES: dict[str, Any] = {
+    "id": {"type": "string", "format": "uuid"},
+    "state": {"enum": ["pending", "busy", "done", "failed", "cancelled"]},
+    "fraction": _or_null("number", minimum=0, maximum=1, description="How far; null where nobody knows."),
+    "message": _or_null("string", description="What it does now, for people."),
+    "detail": {"type": "object", "description": "What the job says beside it."},
+    "attempt": {"type": "integer", "minimum": 0, "description": "Number of the attempt; 0 before the first."},
+    "position": _or_null("integer", minimum=0, maximum=1000, description="Jobs ahead of a pending one."),
+    "started_at": _or_null("string", format="date-time"),
+    "updated_at": _or_null("string", format="date-time"),
+    "eta_seconds": _or_null("number", minimum=0, description="Time left, from `updated_at` on."),
+}
+_POLL_AFTER = _or_null("integer", description="Milliseconds until another look makes sense; null: never.")
+_JOB = {
+    "type": "object",
+    "required": list(_PROPERTIES),
+    "properties": {
+        **_PROPERTIES,
+        "error": {"type": "string", "description": "Why it failed, in one sentence for users."},
+        "result_url": {"type": "string", "description": "Where the result of a job that is done is."},
+        "poll_after_ms": _POLL_AFTER,
+    },
+    "additionalProperties": False,
+}
+_JOBS = {
+    "type": "object",
+    "required": ["jobs", "missing", "poll_after_ms"],
+    "properties": {
+        "jobs": {"type": "array", "items": {"$ref": "#/components/schemas/Job"}},
+        "missing": {"type": "array", "items": {"type": "string"}, "description": "Ids of no job."},
+        "poll_after_ms": _POLL_AFTER,
+    },
+    "additionalProperties": False,
+}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}},
+    "additionalProperties": False,
+}
+_SINCE = [
+    {
+        "name": "wait",
+        "in": "query",
+        "description": f"Answer when something has changed since `since`, or after so many seconds (at most {LONGEST_WAIT:g}). If"
+        " the server has no thread to spare for it, it answers at once.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    {
+        "name": "since",
+        "in": "query",
+        "description": "The ETag that is known already, without its quotation marks.",
+        "schema": {"type": "string", "pattern": "^[0-9a-f]*$"},
+    },
+]
+
+
+def _responses(schema: str, **others: str) -> dict[str, Any]:
+    headers = {
+        "ETag": {"schema": {"type": "string"}},
+        "Cache-Control": {"schema": {"const": "no-store"}},
+        "Retry-After": {"schema": {"type": "string", "pattern": "^[0-9]+$"}, "required": False},
+    }
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    errors = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        "200": {"description": "How it stands.", "headers": headers, "content": content},
+        "304": {"description": "As `If-None-Match` says, nothing has changed.", "headers": headers},
+        "400": {"description": "The question is wrong.", "content": errors},
+        **{status: {"description": text, "content": errors} for status, text in others.items()},
+        "503": {"description": "The database does not answer.", "content": errors},
+    }
+
+
+def document(mount: str) -> dict[str, Any]:
+    """Return the document of an endpoint that is mounted there."""
+    one = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": _ID}}
+    many = {
+        "name": "ids",
+        "in": "query",
+        "required": True,
+        "style": "form",
+        "explode": False,
+        "schema": {
+            "type": "array",
+            "items": {"type": "string", "pattern": _ID},
+            "minItems": 1,
+            "maxItems": MOST_IDS,
+        },
+    }
+    gone = "There is no such job, or the sender may not see it."
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "How jobs stand", "version": __version__},
+        "servers": [{"url": mount}],
+        "paths": {
+            "/": {
+                "get": {
+                    "operationId": "jobs",
+                    "summary": "Many jobs",
+                    "parameters": [many, *_SINCE],
+                    "responses": _responses("Jobs"),
+                }
+            },
+            "/{id}": {
+                "get": {
+                    "operationId": "job",
+                    "summary": "One job",
+                    "parameters": [one, *_SINCE],
+                    "responses": _responses("Job", **{"404": gone}),
+                }
+            },
+        },
+        "components": {"schemas": {"Job": _JOB, "Jobs": _JOBS, "Error": _ERROR}},
+    }
