@@ -50,10 +50,8 @@ FUNCTIONS = {
         )
     },
     "signal.pidfd_send_signal": {"process"},
-    "time.sleep": {
-        "runner",
-        "watch",
-    },  # Job.wait, Watcher.follow: in the process of the caller, who asked for it
+    # for the caller, who asked for it: Job.wait, Watcher.follow, a long poll
+    "time.sleep": {"runner", "watch", "wsgi"},
     "time.time": {"clock"},
     "time.monotonic": {"clock"},
 }

@@ -72,7 +72,9 @@ def say(runner: Runner, id: str, **facts: object) -> None:
         "updated_at": time.time(),
         **facts,
     }
-    assert sink(place(runner.settings)).put(id, json.dumps(entry).encode())
+    there = sink(place(runner.settings))
+    assert there.put(id, json.dumps(entry).encode())
+    there.close()
 
 
 def end(store: Store, claim: object, state: State, **facts: object) -> None:
