@@ -7,8 +7,9 @@ flips bits, and each module here is in the memory that every fork copies. Who sa
 
 supervisor → mold    `boot` once, first · `run` (body: arguments) · `kill` one attempt ·
                      `pause` and `resume` one attempt · `leave` (all, at their next safe points) ·
-                     `lease` (until when its children may live) · `end` (finish or kill all, then exit)
-mold → supervisor    `up` or `broken` once · `ended` for every `run`, exactly once (body: result)
+                     `lease` (until when its children may live) · `ask` (whether it lives) ·
+                     `end` (finish or kill all, then exit)
+mold → supervisor    `up` or `broken` once · `ended` for every `run`, exactly once (body: result) · `alive`
 mold → child         `run`, the same frame, through a pipe
 child → mold         `outcome`, once, into a file that the mold reads when the child is dead:
                      it never blocks, may be of any size, and half of one is as good as none

@@ -343,6 +343,23 @@ class Settings:
         5.0,
         "Longest wait for one answer of the database; less than a quarter of `lease`",
     )
+    mold_timeout = Setting(
+        _duration(0.3, 3600),
+        10.0,
+        "How long a mold may give no sign of life before it is killed and replaced",
+    )
+    mold_jobs = Setting(
+        _whole(0, 10**9), 0, "After so many jobs a mold is replaced by a fresh one", default_text="never"
+    )
+    mold_age = Setting(
+        _duration(0, 31_536_000),
+        0.0,
+        "After this time a mold is replaced by a fresh one",
+        default_text="never",
+    )
+    mold_growth = Setting(
+        _size(0, 2**50), 64 << 20, "When a mold has grown by so much it is replaced by a fresh one; 0: never"
+    )
     preload = Setting(
         _names("names of modules", "MODULE,…", _is_module),
         (),

@@ -7,15 +7,20 @@ import re
 import signal
 from typing import TYPE_CHECKING, Any
 
-from . import channel, clock, process
+from . import channel, clock, measure, process
 from .link import MoldLink
-from .molds import Mold, Molds, Place
+from .molds import FOREVER, Mold, Molds, Place
+from .units import show_size
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from .config import Settings
     from .events import Log
+
+
+#: Between two looks at the age and growth of molds, seconds.
+_CARE_EVERY = 10.0
 
 
 class Foundry:
@@ -26,6 +31,8 @@ class Foundry:
         self.log = log
         self.poll = poll
         self.folder = _folder()
+        #: When the molds are looked at for age and growth.
+        self.care_at = 0.0
         #: Processes of the supervisor's that are no molds.
         self.others: set[int] = set()
 
@@ -47,7 +54,9 @@ class Foundry:
     def receive(self, mold: Mold) -> Iterator[tuple[dict[str, Any], bytes]]:
         """Yield what a mold has said."""
         try:
-            yield from mold.link.receive()
+            if messages := mold.link.receive():
+                self.molds.heard(mold, clock.monotonic())
+            yield from messages
         except channel.Garbled as error:
             self.log.emit("mold.garbled", error=str(error))
             process.kill_tree(mold.link.pid)  # SIGCHLD follows, and all of its attempts are lost
@@ -74,10 +83,47 @@ class Foundry:
     def broken(self, mold: Mold, error: str, traceback: str | None = None) -> None:
         """Tell why a mold does not come up, and that who serves goes on."""
         self.molds.discard(mold)
-        self.molds.give_up(mold.place.target)
+        self.molds.give_up(mold.place.target, clock.monotonic())
         serving = mold.place.serving
         then = f"mold {serving.generation} goes on" if serving else "it is tried again"
         self.log.emit("mold.broken", error=error + _where(traceback, self.folder), then=then)
+
+    def next_due(self, settings: Settings) -> float:
+        return min(self.molds.silence_due(settings.mold_timeout), self.care_at)
+
+    def care(self, now: float, settings: Settings) -> None:
+        """Kill those that hang, and renew those that are worn."""
+        ask, dead = self.molds.silent(now, settings.mold_timeout)
+        for mold in ask:
+            mold.link.tell({"kind": "ask"})
+        for mold in dead:
+            self.log.emit("mold.silent", generation=mold.generation, seconds=now - mold.heard, busy=mold.busy)
+            self.kill(mold)
+        if now < self.care_at:
+            return
+        serving = [place.serving for place in self.molds.places if place.serving is not None]
+        for mold in serving:
+            why = self._worn(mold, now, settings)
+            if why and self.molds.renew(mold, now):
+                self.log.emit("mold.worn", generation=mold.generation, why=why)
+        # nothing is due while nothing is limited
+        self.care_at = now + _CARE_EVERY if serving else FOREVER
+
+    def _worn(self, mold: Mold, now: float, settings: Settings) -> str | None:
+        if settings.mold_jobs and mold.jobs >= settings.mold_jobs:
+            return f"it has had {mold.jobs} jobs"
+        if settings.mold_age and now - mold.up >= settings.mold_age:
+            return f"it is {now - mold.up:.0f} s old"
+        memory = measure.memory_of(mold.link.pid) if settings.mold_growth else 0
+        mold.memory = mold.memory or memory
+        if memory - mold.memory > settings.mold_growth:
+            return f"it has grown by {show_size(memory - mold.memory)}"
+        return None
+
+    def kill(self, mold: Mold) -> None:
+        """Kill one that does not do what it should, and its children; SIGCHLD follows, its attempts are lost."""
+        mold.heard = mold.asked = FOREVER
+        process.kill_tree(mold.link.pid)
 
     def bury(self, mold: Mold) -> None:
         """Forget a dead mold, and make certain that nothing of it is left running."""
@@ -87,13 +133,13 @@ class Foundry:
         # its children were tied to it and fell to us: when we have none but the other molds, none runs
         process.reap_all(keep={other.link.pid for other in self.molds} | self.others)
 
-    def kill_all(self) -> bool:
-        """End all molds here and now; False if some process would not die."""
+    def kill_all(self, *, last: bool = False) -> bool:
+        """End all molds here and now, at `last` whatever else we have too; False if some process would not die."""
         for mold in self.molds:
             self.poll.forget(mold.link.fileno())
             mold.link.close()
         self.molds.clear()
-        return process.reap_all()
+        return process.reap_all(keep=() if last else self.others)
 
 
 def _folder() -> str:

@@ -58,6 +58,8 @@ class MoldState(msgspec.Struct):
     #: Of the channel: what came and is no whole message yet, what is still to be sent.
     unread: bytes
     unsent: bytes
+    jobs: int = 0
+    up: float = FOREVER
 
 
 class PlaceState(msgspec.Struct):
@@ -201,6 +203,8 @@ def gather(supervisor: Supervisor) -> State:
                 fd=mold.link.fileno(),
                 unread=mold.link.unread,
                 unsent=mold.link.unsent,
+                jobs=mold.jobs,
+                up=mold.up,
             )
             for mold in molds
         ],
@@ -265,7 +269,7 @@ def adopt(supervisor: Supervisor, state: State) -> None:
     for one in state.molds:
         link = MoldLink.adopt(one.pid, one.fd, one.unread, one.unsent)
         mold = molds.adopt(molds.places[one.place], one.generation, link, one.started, one.stage, one.tasks)
-        mold.busy = one.busy
+        mold.busy, mold.jobs, mold.up = one.busy, one.jobs, one.up
         by_generation[one.generation] = mold
         foundry.poll.watch(link.fileno())
     for run in state.running:
@@ -279,6 +283,8 @@ def adopt(supervisor: Supervisor, state: State) -> None:
     supervisor.rescue_at = state.rescue_at
     supervisor.wishes_at = 0.0 if state.running else FOREVER
     supervisor.outage.since = state.away_since
+    if supervisor.lease.taken:
+        supervisor.set_fence()
     # what is busy under our name and not among the running was claimed when the exec came
     supervisor.claims_in_doubt = True
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 HOST = socket.gethostname()
 #: The mold kills this share of the lease before its end.
 MARGIN = 0.15
+#: A mold that has not done so before this share of the lease is left is killed itself: it hangs.
+LAST_MARGIN = 0.05
 #: What was killed is given so long to be gone, seconds.
 _DEATH_TIME = 1.0
 
@@ -86,6 +88,11 @@ class Lease:
     def kill_at(self) -> float:
         """Boot time at which the mold must end its children."""
         return self.ends - MARGIN * self.seconds
+
+    @property
+    def fence_at(self) -> float:
+        """Boot time at which a mold that still has children must be ended."""
+        return self.ends - LAST_MARGIN * self.seconds
 
     def renew(self) -> bool:
         """Prolong it; False if it is lost: somebody believed us dead."""

@@ -19,6 +19,11 @@ def own_memory() -> int:
     return _quick(os.getpid())[0]
 
 
+def memory_of(pid: int) -> int:
+    """Return how much memory a process has that is in no file, bytes; 0 if it is gone."""
+    return _quick(pid)[0]
+
+
 def tree(pid: int, inherited: int) -> tuple[int, float, int]:
     """Return what a job and all that it started have and used: (memory, bytes; CPU time, seconds; processes).
 

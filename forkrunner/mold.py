@@ -273,6 +273,10 @@ class Mold:
             busy.asked = True
             process.thaw(busy.pid)
 
+    def on_ask(self, header: dict[str, Any]) -> None:
+        """Show that this loop turns."""
+        self.tell({"kind": "alive"})
+
     def on_end(self, header: dict[str, Any]) -> None:
         """Take no more jobs; with an outcome given, end the running ones by the ladder as that."""
         self.ending = True

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 FOREVER = float("inf")
 #: A second mold that died younger than this is replaced after a pause, doubled up to the last one, seconds.
 YOUNG, FIRST_PAUSE, LAST_PAUSE = 5.0, 1.0, 30.0
+#: A mold that has said nothing for this share of the patience is asked whether it lives.
+ASK_AFTER = 1 / 3
+#: We were held up ourselves by more than this, seconds: who has not answered meanwhile is not to blame.
+HELD_UP = 1.0
+#: A renewal that came to nothing is tried again after so long, seconds.
+RENEW_AGAIN = 300.0
 
 
 class Stage(enum.StrEnum):
@@ -42,7 +48,9 @@ class Stage(enum.StrEnum):
 class Mold:
     """One mold, from its start to its death."""
 
-    __slots__ = ("busy", "generation", "link", "place", "stage", "started", "tasks")
+    __slots__ = (
+        "asked", "busy", "generation", "heard", "jobs", "link", "memory", "place", "stage", "started", "tasks", "up"
+    )  # fmt: skip
 
     def __init__(self, place: Place, generation: int, link: MoldLink, now: float) -> None:
         self.place = place
@@ -50,8 +58,13 @@ class Mold:
         self.link = link
         self.stage = Stage.STARTING
         self.started = now
-        #: How many attempts it has.
-        self.busy = 0
+        self.up = FOREVER
+        #: How many attempts it has, and how many it has been given.
+        self.busy = self.jobs = 0
+        #: When it last said something, and since when it has owed us an answer.
+        self.heard, self.asked = now, FOREVER
+        #: What it had in memory when it was first looked at; 0: not yet.
+        self.memory = 0
         #: Task name → its options, as it told when it was up.
         self.tasks: dict[str, dict[str, Any]] = {}
 
@@ -59,7 +72,7 @@ class Mold:
 class Place:
     """Where one mold of an application is to serve."""
 
-    __slots__ = ("due", "serving", "starting", "target", "tasks", "young_deaths")
+    __slots__ = ("due", "reason", "renew_at", "serving", "starting", "target", "tasks", "young_deaths")
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -67,6 +80,10 @@ class Place:
         self.starting: Mold | None = None
         #: When a mold is to be started here, whether or not one serves; FOREVER: none.
         self.due = 0.0
+        #: Why the next one replaces one that serves.
+        self.reason = ""
+        #: No renewal before.
+        self.renew_at = 0.0
         self.young_deaths = 0
         #: The tasks of the mold that served here last: whose turn it is while none does.
         self.tasks: dict[str, dict[str, Any]] = {}
@@ -79,6 +96,7 @@ class Molds:
         self.places = [Place(target) for target in targets]
         self.generation = 0
         self._all: list[Mold] = []
+        self._looked = FOREVER
 
     def __iter__(self) -> Iterator[Mold]:
         return iter(tuple(self._all))
@@ -114,10 +132,11 @@ class Molds:
         self._all.append(mold)
         return mold
 
-    def up(self, mold: Mold, tasks: dict[str, dict[str, Any]]) -> Mold | None:
+    def up(self, mold: Mold, tasks: dict[str, dict[str, Any]], now: float) -> Mold | None:
         """Let it serve from now on; return the one that did, which is to be retired."""
         place = mold.place
         before, place.serving, place.starting = place.serving, mold, None
+        mold.up = now
         mold.stage, mold.tasks, place.tasks = Stage.SERVING, tasks, tasks
         if before is not None:
             before.stage = Stage.DRAINING
@@ -150,7 +169,7 @@ class Molds:
     def reload(self) -> list[Mold]:
         """Have each place get a new mold; return those that were starting, whose code may be old: kill them."""
         for place in self.places:
-            place.due = 0.0
+            place.due, place.reason = 0.0, "reload"
         stale = [place.starting for place in self.places if place.starting is not None]
         for mold in stale:
             self.discard(mold)
@@ -160,11 +179,56 @@ class Molds:
         """Give up one that starts; who serves in its place goes on."""
         mold.stage = Stage.DISCARDED
 
-    def give_up(self, target: str) -> None:
+    def give_up(self, target: str, now: float) -> None:
         """Replace no more molds of an application that does not import: each would fail alike."""
         for place in self.places:
             if place.target == target and place.serving is not None:
-                place.due = FOREVER
+                place.due, place.renew_at = FOREVER, now + RENEW_AGAIN
+
+    def renew(self, mold: Mold, now: float) -> bool:
+        """Have one that serves replaced by one of the same code; False: it is about to be, or was tried just now."""
+        place = mold.place
+        if mold is not place.serving or place.starting or place.due != FOREVER or now < place.renew_at:
+            return False
+        place.due, place.reason = now, "renewal"
+        return True
+
+    def heard(self, mold: Mold, now: float) -> None:
+        mold.heard, mold.asked = now, FOREVER
+
+    def silent(self, now: float, patience: float) -> tuple[list[Mold], list[Mold]]:
+        """Say which molds are to be asked whether they live, and which have owed an answer for too long.
+
+        A mold that imports is not asked. To be called when what has come was heard.
+        """
+        if now > self._looked + HELD_UP:
+            # a frozen or starved supervisor must not blame its molds, which may be thawing too
+            for mold in self._all:
+                if mold.asked != FOREVER:
+                    mold.asked = now
+        ask, dead = [], []
+        for mold in self._all:
+            if mold.stage not in (Stage.SERVING, Stage.DRAINING):
+                continue
+            if mold.asked == FOREVER and now >= mold.heard + patience * ASK_AFTER:
+                mold.asked = now
+                ask.append(mold)
+            elif now >= mold.asked + patience * (1 - ASK_AFTER):
+                dead.append(mold)
+        self._looked = self.silence_due(patience)
+        return ask, dead
+
+    def silence_due(self, patience: float) -> float:
+        return min(
+            (
+                mold.heard + patience * ASK_AFTER
+                if mold.asked == FOREVER
+                else mold.asked + patience * (1 - ASK_AFTER)
+                for mold in self._all
+                if mold.stage in (Stage.SERVING, Stage.DRAINING)
+            ),
+            default=FOREVER,
+        )
 
     def missing(self, now: float, *, quiet: bool = False) -> list[Place]:
         """Return the places where a mold is to be started now: see `_open`.
@@ -184,6 +248,24 @@ class Molds:
         if len(places) < len(self.places):
             places = [place for place in places if place.serving is None]
         return [place for place in places if place.serving is not None] if quiet else places
+
+    def extend(self, targets: list[str]) -> None:
+        """Add places."""
+        self.places += [Place(target) for target in targets]
+
+    def picture(self) -> list[dict[str, Any]]:
+        """Say for people which molds there are; how many attempts it has of one that drains, for it is waited for."""
+        return [
+            {
+                "generation": mold.generation,
+                "target": mold.place.target,
+                "pid": mold.link.pid,
+                "stage": mold.stage,
+            }
+            | ({"busy": mold.busy} if mold.stage is Stage.DRAINING else {})
+            for mold in self._all
+            if mold.stage is not Stage.DISCARDED
+        ]
 
     def ready(self) -> bool:
         """Say whether every place has a mold that serves."""

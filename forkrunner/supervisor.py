@@ -154,7 +154,7 @@ class Supervisor:
         self.stop_at = FOREVER
         # when each duty is due, by the monotonic clock
         self.look_at = self.renew_at = self.rescue_at = self.title_at = 0.0
-        self.write_at = self.wishes_at = FOREVER
+        self.write_at = self.wishes_at = self.fence_at = FOREVER
         #: The mold could not fork: nothing is claimed before, whatever slots are free.
         self.crowded_until = 0.0
         self.last_turn = self.wishes_read = 0.0
@@ -198,6 +198,7 @@ class Supervisor:
                 now = clock.monotonic()
                 self.take_wakes(ready, now)
                 self.keep_molds(now)
+                self.enforce_lease(now)
                 if now >= self.outage.retry_at:
                     self.renew(now)
                     self.rescue(now)
@@ -262,7 +263,7 @@ class Supervisor:
 
     def shut_down(self) -> None:
         """Leave no process, no lease and no file behind, as far as that is in our hands."""
-        if not self.foundry.kill_all():
+        if not self.foundry.kill_all(last=True):
             self.log.emit("supervisor.leftover")
         released = not self.lease.taken
         try:
@@ -284,8 +285,9 @@ class Supervisor:
         rows = min(self.renew_at, self.rescue_at, self.turn_due(), self.wishes_at)
         stop = self.stop_at + _LAST_WRITES if self.killed else self.stop_at
         due = min(stop, self.upgrade.due, max(rows, self.outage.retry_at))
+        due = min(due, self.foundry.next_due(self.settings))
         if self.running:
-            due = min(due, self.title_at)
+            due = min(due, self.title_at, self.fence_at)
         # what is due and not done would make the loop spin
         return due if self.stop_at != FOREVER else min(due, self.molds.next_due(quiet=self.quiet))
 
@@ -376,6 +378,7 @@ class Supervisor:
     # ------------------------------------------------------------------------------- mold
 
     def keep_molds(self, now: float) -> None:
+        self.foundry.care(now, self.settings)
         if self.stop_at != FOREVER:
             return
         for place in self.molds.missing(now, quiet=self.quiet):
@@ -421,9 +424,10 @@ class Supervisor:
             process.kill_tree(mold.link.pid)
             return
         self.code = header["code"]
-        before = self.molds.up(mold, header["tasks"])
+        before = self.molds.up(mold, header["tasks"], clock.monotonic())
+        self.foundry.care_at = 0.0
         if before is not None:
-            self.foundry.retire(before, "reload")
+            self.foundry.retire(before, mold.place.reason)
         where = self.use_settings()
         mold.link.tell(
             {
@@ -464,6 +468,9 @@ class Supervisor:
                 self.log.emit("settings.fixed", setting=name, value=self.settings.shown(name))
         self.settings = fresh
 
+    def on_alive(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        """Nothing more: it was heard."""
+
     def on_broken(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
         if self.store is None:
             raise TargetError(header["error"], traceback=header.get("traceback"))
@@ -491,6 +498,9 @@ class Supervisor:
             options = _options_of(claim, mold.tasks)
             self.running[claim.id, claim.attempt] = Running(claim, options, mold)
             mold.busy += 1
+            mold.jobs += 1
+            if mold.jobs == self.settings.mold_jobs:
+                self.foundry.care_at = 0.0
             header: dict[str, Any] = {
                 "kind": "run",
                 "id": claim.id,
@@ -732,11 +742,26 @@ class Supervisor:
 
     def leased(self) -> None:
         self.renew_at = clock.monotonic() + self.settings.lease / 3
+        self.set_fence()
         self.tell_lease()
 
     def tell_lease(self) -> None:
         if self.lease.taken:
             self.foundry.tell_all({"kind": "lease", "until": self.lease.kill_at})
+
+    def set_fence(self) -> None:
+        self.fence_at = clock.monotonic() + max(0.0, self.lease.fence_at - clock.boottime())
+
+    def enforce_lease(self, now: float) -> None:
+        """Kill the molds that still have attempts when the lease is nearly over: they were to end them, and hang."""
+        # by the clock that goes on while the host sleeps; once
+        if self.fence_at == FOREVER or clock.boottime() < self.lease.fence_at:
+            return
+        self.fence_at = FOREVER
+        for mold in self.molds:
+            if mold.busy:
+                self.log.emit("mold.fenced", generation=mold.generation)
+                self.foundry.kill(mold)
 
     def renew(self, now: float) -> None:
         if now < self.renew_at:
@@ -755,6 +780,7 @@ class Supervisor:
     def start_anew(self) -> None:
         """Take a new identity: somebody believed us dead, so nothing of the old one may be written."""
         lost = len(self.running)
+        self.write_late_endings()
         self.running.clear()
         self.endings.clear()
         self.claims_in_doubt = False
@@ -765,6 +791,15 @@ class Supervisor:
         self.lease = Lease(self.settings.runtime_dir)
         self.log.emit("supervisor.lost_lease", busy=lost, supervisor=self.lease.id)
         self.renew_at = 0.0
+
+    def write_late_endings(self) -> None:
+        """Try to write what ended before the lease was lost: where the row has moved on it is refused."""
+        if self.store is None or not self.endings:
+            return
+        store, late = self.store, self.store.batch(self.endings)
+        written = self.ask(lambda: store.finish(late))
+        for ending in late if written is not None else ():
+            self.report(ending, (ending.attempt.job_id, ending.attempt.attempt) in (written or ()))
 
     def rescue(self, now: float) -> None:
         """Take back the rows of supervisors that are dead; run again what may be. Keeps (6)."""

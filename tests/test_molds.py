@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from forkrunner.molds import FIRST_PAUSE, FOREVER, LAST_PAUSE, YOUNG, Molds, Stage
+from forkrunner.molds import FIRST_PAUSE, FOREVER, LAST_PAUSE, RENEW_AGAIN, YOUNG, Molds, Stage
 
 
 class Link:
@@ -35,11 +35,14 @@ class Shop:
             started.append(self.molds.start(place, self.molds.generation, link, self.now))
         return started
 
+    def up(self, mold: Any, task: str = "work") -> Any:
+        return self.molds.up(mold, {task: {}}, self.now)
+
     def serve(self) -> list[Any]:
         """Bring all up."""
         started = self.start()
         for mold in started:
-            self.molds.up(mold, {"work": {}})
+            self.up(mold)
         return started
 
     def picture(self) -> list[str]:
@@ -58,7 +61,7 @@ def test_at_first_each_place_is_empty_and_due(shop: Shop) -> None:
     assert shop.start() == []
     assert shop.molds.next_due() == FOREVER
     assert chosen(shop) is None, "it has not told its tasks yet"
-    assert shop.molds.up(mold, {"work": {}}) is None
+    assert shop.up(mold) is None
     assert (shop.molds.ready(), shop.molds.take_jobs()) == (True, True)
     assert chosen(shop) is mold
 
@@ -69,7 +72,7 @@ def test_a_reload_replaces_when_the_new_one_is_up(shop: Shop) -> None:
     (new,) = shop.start()
     assert chosen(shop) is old
     assert shop.picture() == ["1 serving", "2 starting"]
-    assert [shop.molds.up(new, {"other": {}})] == [old]
+    assert [shop.up(new, "other")] == [old]
     assert shop.picture() == ["1 draining", "2 serving"]
     assert chosen(shop, "other") is new
     shop.molds.died(old, shop.now)
@@ -83,7 +86,7 @@ def test_a_reload_that_fails_changes_nothing(shop: Shop) -> None:
     shop.molds.reload()
     (new,) = shop.start()
     shop.molds.discard(new)
-    shop.molds.give_up("jobs:runner")
+    shop.molds.give_up("jobs:runner", shop.now)
     shop.molds.died(new, shop.now)
     assert shop.picture() == ["1 serving"]
     assert chosen(shop) is old
@@ -108,7 +111,7 @@ def test_the_one_that_serves_dies_while_its_successor_starts(shop: Shop) -> None
     (new,) = shop.start()
     shop.molds.died(old, shop.now)
     assert shop.molds.next_due() == FOREVER
-    assert shop.molds.up(new, {"work": {}}) is None
+    assert shop.up(new) is None
     assert chosen(shop) is new
 
 
@@ -143,7 +146,7 @@ def test_several_molds_are_reloaded_one_after_the_other() -> None:
     (third,) = shop.start()
     assert shop.start() == []
     assert shop.molds.next_due() == FOREVER
-    shop.molds.up(third, {"work": {}})
+    shop.up(third)
     assert shop.picture() == ["1 draining", "2 serving", "3 serving"]
     (fourth,) = shop.start()
     assert fourth.place is not third.place
@@ -155,7 +158,7 @@ def test_when_one_of_several_does_not_import_the_others_are_left_in_peace() -> N
     shop.molds.reload()
     (third,) = shop.start()
     shop.molds.discard(third)
-    shop.molds.give_up("jobs:runner")
+    shop.molds.give_up("jobs:runner", shop.now)
     shop.molds.died(third, shop.now)
     assert shop.molds.next_due() == FOREVER
 
@@ -163,8 +166,8 @@ def test_when_one_of_several_does_not_import_the_others_are_left_in_peace() -> N
 def test_a_job_waits_for_the_molds_of_its_own_application() -> None:
     shop = Shop("jobs:runner", "shop:runner")
     jobs, other = shop.start()
-    shop.molds.up(jobs, {"work": {}})
-    shop.molds.up(other, {"sell": {}})
+    shop.up(jobs)
+    shop.up(other, "sell")
     assert chosen(shop, "sell") is other
     assert chosen(shop) is jobs
     shop.molds.died(other, shop.now)
@@ -176,9 +179,86 @@ def test_while_quiet_only_what_serves_is_replaced(shop: Shop) -> None:
     (mold,) = shop.serve()
     shop.molds.reload()
     (new,) = shop.start(quiet=True)
-    shop.molds.up(new, {})
+    shop.up(new)
     shop.molds.died(mold, shop.now)
     shop.molds.died(new, shop.now)
     assert shop.start(quiet=True) == []
     assert shop.molds.next_due(quiet=True) == FOREVER
+    assert len(shop.start()) == 1
+
+
+# ------------------------------------------------------------------------------- signs of life
+
+
+def look(shop: Shop, seconds: float = 0.0) -> tuple[list[int], list[int]]:
+    """Let time pass, and say which are asked and which are given up."""
+    shop.now += seconds
+    ask, dead = shop.molds.silent(shop.now, 9.0)
+    return [mold.generation for mold in ask], [mold.generation for mold in dead]
+
+
+def test_a_mold_that_says_nothing_is_asked_and_then_given_up(shop: Shop) -> None:
+    shop.serve()
+    assert look(shop, 2.9) == ([], [])
+    assert look(shop, 0.1) == ([1], [])
+    assert look(shop) == ([], []), "it is asked once"
+    assert shop.molds.silence_due(9.0) == shop.now + 6
+    assert look(shop, 5.9) == ([], [])
+    assert look(shop, 0.1) == ([], [1])
+
+
+def test_a_mold_that_answers_is_left_in_peace(shop: Shop) -> None:
+    (mold,) = shop.serve()
+    for _ in range(5):
+        assert look(shop, 3) == ([1], [])
+        shop.molds.heard(mold, shop.now)
+    assert look(shop, 2.9) == ([], [])
+
+
+def test_a_mold_that_imports_is_not_asked(shop: Shop) -> None:
+    shop.start()
+    assert look(shop, 1000) == ([], [])
+    assert shop.molds.silence_due(9.0) == FOREVER
+
+
+def test_one_that_drains_is_asked_too(shop: Shop) -> None:
+    shop.serve()
+    shop.molds.reload()
+    (new,) = shop.start()
+    shop.up(new)
+    assert look(shop, 3) == ([1, 2], [])
+    shop.molds.heard(new, shop.now)
+    assert look(shop, 6) == ([2], [1])
+
+
+def test_who_was_frozen_itself_blames_nobody(shop: Shop) -> None:
+    shop.serve()
+    assert look(shop, 3) == ([1], [])
+    assert look(shop, 1000) == ([], []), "perhaps both were"
+    assert look(shop, 5.9) == ([], [])
+    assert look(shop, 0.1) == ([], [1])
+
+
+# ------------------------------------------------------------------------------------ renewal
+
+
+def test_a_renewal_that_fails_is_not_tried_all_the_time(shop: Shop) -> None:
+    (old,) = shop.serve()
+    assert shop.molds.renew(old, shop.now)
+    assert not shop.molds.renew(old, shop.now)
+    (new,) = shop.start()
+    assert new.place.reason == "renewal"
+    assert not shop.molds.renew(old, shop.now)
+    shop.molds.discard(new)
+    shop.molds.give_up("jobs:runner", shop.now)
+    shop.molds.died(new, shop.now)
+    assert not shop.molds.renew(old, shop.now + RENEW_AGAIN - 1)
+    assert shop.molds.renew(old, shop.now + RENEW_AGAIN)
+
+
+def test_a_reload_overrides_a_renewal(shop: Shop) -> None:
+    (old,) = shop.serve()
+    shop.molds.renew(old, shop.now)
+    shop.molds.reload()
+    assert old.place.reason == "reload"
     assert len(shop.start()) == 1
