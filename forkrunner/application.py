@@ -13,6 +13,8 @@ import sys
 from . import process
 from .child import Place, rehearse
 from .errors import TargetError
+from .hooks import run_before_fork
+from .safety import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .runner import Runner
+    from .safety import Finding
 
 
-def load(target: str, folder: str, preload: list[str] | tuple[str, ...] = ()) -> Runner:
-    """Import MODULE:RUNNER with `folder` first on sys.path.
+def load(
+    target: str, folder: str, preload: list[str] | tuple[str, ...] = (), watch: Watch | None = None
+) -> Runner:
+    """Import MODULE:RUNNER with `folder` first on sys.path, after what is to be preloaded; `watch` sees it.
 
     Raises:
         TargetError: with `.traceback` when the application's own code raised.
@@ -37,10 +42,20 @@ def load(target: str, folder: str, preload: list[str] | tuple[str, ...] = ()) ->
     module_name, _, name = target.partition(":")
     if not module_name:
         raise TargetError(f"expected MODULE:RUNNER, got {target!r}", target=target)
+    watch = watch or Watch()
     try:
-        for extra in preload:
-            importlib.import_module(extra)
-        module = importlib.import_module(module_name)
+        with watch:
+            for extra in preload:
+                name_of_module, _, function = extra.partition(":")
+                found: Any = importlib.import_module(name_of_module)
+                watch.look(name_of_module)
+                if function:
+                    for part in function.split("."):
+                        found = getattr(found, part)
+                    found()
+                    watch.look(f"{extra}()")
+            module = importlib.import_module(module_name)
+            watch.look(module_name)
     except BaseException as error:
         import traceback
 
@@ -50,7 +65,7 @@ def load(target: str, folder: str, preload: list[str] | tuple[str, ...] = ()) ->
             target=target,
             traceback="".join(lines),
         ) from error
-    found: Any = module
+    found = module
     for part in (name or "runner").split("."):
         found = getattr(found, part, None)
     if not isinstance(found, Runner):
@@ -64,14 +79,15 @@ def load(target: str, folder: str, preload: list[str] | tuple[str, ...] = ()) ->
     return found
 
 
-def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int]) -> Place:
+def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int], watch: Watch) -> Place:
     """Do once what every child would do: after this the application's code does not run in the mold.
 
     `keep` are the descriptors that the mold itself has made.
 
     Raises:
-        TargetError: the application left threads behind.
+        TargetError: a before_fork hook raised, or the application left threads behind.
     """
+    run_before_fork(runner.hooks.before_fork, boot["target"], watch)
     for task in runner.tasks.values():
         task.prepare()
     reserved = process.Reserved(fixed=2)
@@ -84,14 +100,10 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int]) -> Place
     numpy = sys.modules.get("numpy")
     if numpy is not None:  # its global generator would give every child the same numbers
         place.reconnect.append(numpy.random.seed)
-    threads = process.threads()
-    if threads > 1 and not boot.get("allow_threads"):
-        names = _thread_names()
-        raise TargetError(
-            f"{runner.target or boot['target']}: importing it started {threads - 1} thread(s) ({names}); a lock that a"
-            " thread holds at a fork stays locked in the job. Start threads in the task, or set allow_threads.",
-            target=boot["target"],
-        )
+    place.unsafe = look_for_trouble(watch)
+    problem = None if boot["allow_threads"] or runner.code.get("allow_threads") else threads_in(place.unsafe)
+    if problem:
+        raise TargetError(f"{boot['target']}: {problem}", target=boot["target"])
     process.report_stacks_to(place.report_fd)
     process.line_buffered()
     process.flush_all()
@@ -112,7 +124,20 @@ def _engines() -> list[Any]:
     return [thing for thing in gc.get_objects() if isinstance(thing, base.Engine)]
 
 
-def _thread_names() -> str:
-    threading = sys.modules.get("threading")
-    names = [t.name for t in threading.enumerate() if t is not threading.main_thread()] if threading else []
-    return ", ".join(names) or "made by a library, unknown to Python"
+def look_for_trouble(watch: Watch) -> list[Finding]:
+    """Return what the application has made that no fork may take along."""
+    if process.threads() > 1:
+        # some libraries, OpenBLAS for one, end their threads before a fork by themselves: those are no trouble
+        process.shared_at_fork()
+    return watch.findings()
+
+
+def threads_in(findings: list[Finding]) -> str | None:
+    """Say why there must be no fork while these threads are there; None: there are none."""
+    threads = [f"{what}, made by {by}" for kind, what, by in findings if kind.endswith("thread")]
+    if not threads:
+        return None
+    return (
+        f"it has started {len(threads)} thread(s) ({'; '.join(threads)}); a lock that a thread holds at a fork"
+        " stays locked in the job. Start threads in the task, or set allow_threads."
+    )

@@ -15,12 +15,13 @@ from os import getpid, write
 
 from . import channel, current, limits
 from .errors import LeaveJob
+from .hooks import run_before_exit
 from .process import Reserved, flush_all, leave, show_title, title_bytes
 from .progress import end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from .runner import Runner
@@ -46,8 +47,11 @@ class Place:
     """What every child of a mold needs to know; made once, before the forks."""
 
     __slots__ = (
+        "after_fork",
         "base",
+        "before_exit",
         "exit",
+        "exit_timeout",
         "job_fd",
         "mold",
         "reconnect",
@@ -55,6 +59,7 @@ class Place:
         "reserved",
         "result_limit",
         "tasks",
+        "unsafe",
     )
 
     def __init__(self, runner: Runner, reserved: Reserved) -> None:
@@ -68,6 +73,12 @@ class Place:
         #: What is to be done before the application's code runs; empty in most molds.
         self.reconnect: list[Callable[[], None]] = []
         self.result_limit = 1 << 20
+        self.after_fork = tuple(runner.hooks.after_fork)
+        self.before_exit = tuple(runner.hooks.before_exit)
+        #: For all of them together, seconds.
+        self.exit_timeout = 5.0
+        #: What the application has made that jobs must not share, to be told once.
+        self.unsafe: Sequence[Any] = ()
         #: How a child ends, whatever happens; it returns in a rehearsal only.
         self.exit: Callable[[int], Any] = os._exit
 
@@ -110,7 +121,7 @@ def start_of(place: Place, message: Message | None) -> Start:
         return None, title_bytes("spare"), None
     job, arguments = message
     title = title_bytes(f"job {job['id']} {job['task']} attempt {job['attempt']}")
-    plain = arguments == b"{}" and job.keys().isdisjoint(_WISHES)
+    plain = arguments == b"{}" and not place.after_fork and job.keys().isdisjoint(_WISHES)
     return message, title, place.tasks[job["task"]].bare if plain else None
 
 
@@ -153,11 +164,17 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable
     written = write(place.report_fd, report)
     while written < len(report):
         written += write(place.report_fd, report[written:])
+    if place.before_exit:
+        run_before_exit(place.before_exit, place.exit_timeout)
+        flush_all()
 
 
 def _call(place: Place, task: Any, job: dict[str, Any], arguments: bytes) -> Any:
     if "limits" in job:
         limits.impose(job["limits"], place.base)
+    # not while it is a spare: so an error is that of a job, and its time limit holds
+    for hook in place.after_fork:
+        hook()
     args, kwargs = task.load(arguments)
     return task.run(*args, **kwargs)
 
@@ -173,6 +190,7 @@ def rehearse(place: Place) -> None:
         setattr(stage, name, getattr(place, name))
     stage.mold, stage.base, stage.reconnect = os.getppid(), 1 << 20, []
     stage.report_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    stage.after_fork = stage.before_exit = ()
     stage.exit = _no_exit
     start = ({"id": "", "task": "rehearsal", "attempt": 0}, b"{}"), title_bytes("rehearsal"), _nothing
     for _ in range(30):

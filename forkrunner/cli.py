@@ -594,19 +594,26 @@ def check(words: tuple[str, ...], as_json: bool) -> int:
 
     Imports the application, asks the database, and shows the tasks. Exit status 1 if there is a problem.
     """
-    from forkrunner import process, terminal
+    from forkrunner import safety, terminal
+    from forkrunner.application import look_for_trouble, threads_in
+    from forkrunner.hooks import run_before_fork
 
     target = only_target(words)
     settings = load_settings(target)
     app = need_app(settings)
-    before, start = process.threads(), clock.monotonic()
-    runner = import_app(app, settings.preload)
+    start, watch = clock.monotonic(), safety.Watch()
+    runner = import_app(app, settings.preload, watch)
     seconds = clock.monotonic() - start
+    run_before_fork(runner.hooks.before_fork, app, watch)
     settings = load_settings(target, runner.code)
     warnings, problems = list(settings.warnings), list[str]()
-    if process.threads() > before:
-        what = f"importing {app} starts threads, which do not exist in its jobs: a lock that one holds stays locked there"
-        (warnings if settings.allow_threads else problems).append(what)
+    unsafe = look_for_trouble(watch)
+    threads = None if settings.allow_threads else threads_in(unsafe)
+    if threads:
+        problems.append(f"{app}: {threads}")
+    warnings += [
+        safety.sentence(*finding) for finding in unsafe if not (threads and finding.kind.endswith("thread"))
+    ]
     tasks = []
     for task in runner.tasks.values():
         try:
@@ -626,6 +633,7 @@ def check(words: tuple[str, ...], as_json: bool) -> int:
     database = settings.shown("database")
     if as_json:
         facts: dict[str, Any] = {"target": app, "tasks": tasks, "database": database, "schema": schema}
+        facts["unsafe"] = [finding._asdict() for finding in unsafe]
         print(terminal.to_json(facts | {"warnings": warnings, "problems": problems}))
         return BAD if problems else FINE
     print(f"Application  {terminal.short(app)} imports in {terminal.duration(seconds)}")

@@ -154,6 +154,11 @@ def _is_module(name: str) -> bool:
     return all(part.isidentifier() for part in name.split("."))
 
 
+def _is_warm_up(name: str) -> bool:
+    module, colon, function = name.partition(":")
+    return _is_module(module) and (_is_module(function) or not colon)
+
+
 def _target(value: str) -> str:
     module, _, runner = value.partition(":")
     if _is_module(module) and _is_module(runner):
@@ -338,6 +343,9 @@ class Settings:
         _duration(0, 86400), 30.0, "How long a stop waits for running jobs before it ends them"
     )
     grace = Setting(_duration(0, 3600), 5.0, "Time between TERM and KILL when a single job is ended")
+    exit_timeout = Setting(
+        _duration(0.1, 3600), 5.0, "How long the `before_exit` hooks of a job may take, all together"
+    )
     store_timeout = Setting(
         _duration(0.1, 900),
         5.0,
@@ -361,9 +369,9 @@ class Settings:
         _size(0, 2**50), 64 << 20, "When a mold has grown by so much it is replaced by a fresh one; 0: never"
     )
     preload = Setting(
-        _names("names of modules", "MODULE,…", _is_module),
+        _names("names of modules, or of functions as MODULE:FUNCTION", "MODULE,…", _is_warm_up),
         (),
-        "Modules to import ahead of the application, so that all jobs share their memory",
+        "Modules to import, and functions to call, ahead of the application, so that all jobs share what that leaves in memory",
     )
     output_limit = Setting(_size(1, 2**40), 2**20, "How much of a job's output is kept")
     result_limit = Setting(_size(1, 2**28), 2**20, "Largest result of a job, as JSON")
@@ -392,7 +400,7 @@ class Settings:
     allow_threads = Setting(
         _switch(),
         False,
-        "Fork although importing the application started threads, which do not exist in its jobs",
+        "Fork although the application has started threads, which do not exist in its jobs",
     )
 
     def __init__(

@@ -47,7 +47,7 @@ EVENTS: dict[str, Event] = {
     "mold.fenced": Event("error", "mold {generation} has not ended its jobs before the lease is over and is killed"),
     "mold.worn": Event("info", "mold {generation} is renewed: {why}"),
     "mold.garbled": Event("error", "something else than the mold wrote into its channel: {error}; it is replaced"),
-    "mold.threads": Event("warning", "the application starts threads at import ({threads}): a lock that one holds at a fork stays locked in the job"),
+    "mold.unsafe": Event("warning", "the application should not have this at a fork: {finding} {what}, made by {by}: {effect}"),
     "job.started": Event("debug", "{task} {id} started, attempt {attempt}"),
     "job.ended": Event("info", "{task} {id} {outcome} in {seconds:.3f} s, attempt {attempt}"),
     "job.failed": Event("warning", "{task} {id} {outcome} in {seconds:.3f} s, attempt {attempt}, {then}: {error}"),

@@ -22,6 +22,7 @@ from forkrunner.units import mask
 
 if TYPE_CHECKING:
     from forkrunner.runner import Runner
+    from forkrunner.safety import Watch
     from forkrunner.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -302,13 +303,13 @@ def need_app(settings: Settings, also: str = "") -> str:
     return settings.app
 
 
-def import_app(target: str, preload: tuple[str, ...] = ()) -> Runner:
+def import_app(target: str, preload: tuple[str, ...] = (), watch: Watch | None = None) -> Runner:
     """Import the application into this process; what it prints meanwhile goes to standard error."""
     from forkrunner.application import load as import_runner
 
     try:
         with _stdout_to_stderr():
-            runner = import_runner(target, os.getcwd(), preload)
+            runner = import_runner(target, os.getcwd(), preload, watch)
     except TargetError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):
             raise error.__cause__ from None

@@ -26,6 +26,7 @@ from .application import load, settle
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
 from .errors import ForkrunnerError, TargetError
 from .oom import OomKiller
+from .safety import Watch
 from .verdict import judge
 
 TYPE_CHECKING = False
@@ -79,16 +80,15 @@ def main() -> None:
     process.share_title()
     try:
         _enter(boot["folder"])
-        runner = load(boot["target"], boot["folder"], boot["preload"])
-        place = settle(runner, boot, keep=[link])
+        watch = Watch()
+        runner = load(boot["target"], boot["folder"], boot["preload"], watch)
+        place = settle(runner, boot, [link], watch)
     except ForkrunnerError as error:
         _send_all(link, channel.pack({"kind": "broken", "error": str(error), **error.facts}))
         process.exit_now(2)
     process.title(title)  # again, after the rehearsal
     tasks = {task.name: task.policy() for task in runner.tasks.values()}
-    _send_all(
-        link, channel.pack({"kind": "up", "tasks": tasks, "code": runner.code, "threads": process.threads()})
-    )
+    _send_all(link, channel.pack({"kind": "up", "tasks": tasks, "code": runner.code, "unsafe": place.unsafe}))
     mold = Mold(link, place, title)
     try:
         mold.run()
@@ -214,6 +214,7 @@ class Mold:
         self.spares = header["spares"]
         self.output_limit = header["output_limit"]
         self.place.result_limit = header["result_limit"]
+        self.place.exit_timeout = header["exit_timeout"]
         current.place = header["progress"]
 
     def on_lease(self, header: dict[str, Any]) -> None:

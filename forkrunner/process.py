@@ -561,6 +561,14 @@ def line_buffered() -> None:
         _libc.setvbuf(ctypes.c_void_p.in_dll(_libc, "stdout"), None, 1, 0)
 
 
+def say(text: str) -> None:
+    """Write to what is standard error for this process, whatever has become of sys.stderr."""
+    try:
+        os.write(2, text.encode("utf-8", "backslashreplace"))
+    except OSError:  # the job closed it
+        pass
+
+
 def flush_all() -> None:
     try:
         sys.stdout.flush()
@@ -644,6 +652,19 @@ def threads() -> int:
 
 def exit_now(status: int) -> None:
     os._exit(status)
+
+
+def end_after(seconds: float) -> None:
+    """End this process then, with status 1 and the stacks of all threads on standard error, whatever it does.
+
+    By a thread in C, which needs neither the interpreter nor a signal.
+    """
+    import faulthandler
+
+    try:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    except RuntimeError:  # no thread is to be had: then its time limit ends it
+        pass
 
 
 def report_stacks_to(fd: int) -> None:

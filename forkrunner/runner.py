@@ -15,6 +15,7 @@ from _thread import allocate_lock
 from forkrunner import clock, current
 from forkrunner.arguments import describe, did_you_mean, dump_named
 from forkrunner.errors import EnqueueError, JobNotFound, WaitTimeout
+from forkrunner.hooks import Hooks
 from forkrunner.tasks import (
     COROUTINE,
     DEFAULTS,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Any, Generic, Protocol, Self, overload
 
     from forkrunner.config import Settings
+    from forkrunner.hooks import H
     from forkrunner.job import Attempt, Row, State
     from forkrunner.store import Store
     from forkrunner.tasks import Duration, Size
@@ -374,6 +376,7 @@ class Runner:
         #: MODULE:RUNNER, where known.
         self.target: str | None = None
         self.tasks = Registry()
+        self.hooks = Hooks()
         self._folder = os.getcwd()
         self._settings: Settings | None = None
         self._store: Store | None = None
@@ -489,6 +492,33 @@ class Runner:
             return task
 
         return register if function is None else register(function)
+
+    # ------------------------------------------------------------------------- hooks
+
+    def before_fork(self, hook: H, /) -> H:
+        """Register a function that each mold calls once, when all is imported: `@runner.before_fork`.
+
+        For what every job would do by itself and may share. If it raises, the mold is as one whose application does
+        not import. Raises ConfigError.
+        """
+        return self.hooks.add("before_fork", hook)
+
+    def after_fork(self, hook: H, /) -> H:
+        """Register a function that is called in each job's process before its task: `@runner.after_fork`.
+
+        SQLAlchemy's engines have been made fit for use by then. It is a part of the attempt: what it raises the attempt
+        has raised, and the time that it takes counts. Raises ConfigError.
+        """
+        return self.hooks.add("after_fork", hook)
+
+    def before_exit(self, hook: H, /) -> H:
+        """Register a function that is called in each job's process when its task has ended: `@runner.before_exit`.
+
+        Also when it raised or left, not when the process was killed, crashed or called `os._exit`. For what must be
+        flushed, as `atexit` does not run in a job. The outcome is on record by then: what a hook raises goes to the job's
+        output, and when all together take longer than `exit_timeout` the process is ended. Raises ConfigError.
+        """
+        return self.hooks.add("before_exit", hook)
 
     # ------------------------------------------------------------------------- making jobs
 

@@ -35,6 +35,7 @@ from .molds import FOREVER, Mold, Stage
 from .outage import Outage
 from .progress import Reader
 from .progress import place as progress_place
+from .safety import EFFECTS
 from .tasks import LIMITS
 from .wake import JOBS, WISHES, open_waker
 
@@ -435,6 +436,7 @@ class Supervisor:
                 "spares": min(self.settings.spares, self.settings.slots),
                 "output_limit": self.settings.output_limit,
                 "result_limit": self.settings.result_limit,
+                "exit_timeout": self.settings.exit_timeout,
                 "progress": {key: where[key] for key in ("url", "prefix", "rate", "folder")},
             }
         )
@@ -448,8 +450,8 @@ class Supervisor:
             seconds=seconds,
             pid=mold.link.pid,
         )
-        if header["threads"] > 1:
-            self.log.emit("mold.threads", threads=header["threads"])
+        for kind, what, by in header["unsafe"]:
+            self.log.emit("mold.unsafe", finding=kind, what=what, by=by, effect=EFFECTS[kind])
         self.look_at = 0.0
 
     def use_settings(self) -> dict[str, Any]:

@@ -723,8 +723,8 @@ def test_check_shows_the_tasks_and_what_is_wrong(cli: Cli, ask: Ask, sqlite_app:
     assert found["problems"] == []
     threads = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
     cli.write(threads + (cli.folder / "jobs.py").read_text())
-    assert "starts threads" in ask("check", status=1).stdout
-    assert "starts threads" in ask("check", "--allow-threads").stdout
+    assert "has started 1 thread(s)" in ask("check", status=1).stdout
+    assert "jobs do not have it" in ask("check", "--allow-threads").stdout
     cli.write("from forkrunner import Runner\nrunner = Runner('sqlite:///jobs.db')")
     assert "has no tasks" in ask("check").stdout
     assert "FORKRUNNER_SLOT is ignored" in ask("check", env={"FORKRUNNER_SLOT": "1"}).stdout

@@ -80,7 +80,8 @@ FLOORS = [
         "safepoint",
         "mail",
     },
-    {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner", "watch"},
+    {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner", "watch"}
+    | {"hooks", "safety"},
     {"cli", "invocation", "terminal", "bars", "wsgi", "asgi", "openapi", "testing", "__main__"},
 ]
 
