@@ -10,7 +10,7 @@ import functools
 import gc
 import sys
 
-from . import process
+from . import loglines, process
 from .child import Place, rehearse
 from .errors import TargetError
 from .hooks import run_before_fork
@@ -104,6 +104,7 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int], watch: W
     problem = None if boot["allow_threads"] or runner.code.get("allow_threads") else threads_in(place.unsafe)
     if problem:
         raise TargetError(f"{boot['target']}: {problem}", target=boot["target"])
+    loglines.prepare()
     process.report_stacks_to(place.report_fd)
     process.line_buffered()
     process.flush_all()

@@ -81,7 +81,7 @@ FLOORS = [
         "mail",
     },
     {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner", "watch"}
-    | {"hooks", "safety"},
+    | {"hooks", "safety", "loglines"},
     {"cli", "invocation", "terminal", "bars", "wsgi", "asgi", "openapi", "testing", "__main__"},
 ]
 
