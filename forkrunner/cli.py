@@ -523,40 +523,29 @@ def resume(words: tuple[str, ...], as_json: bool) -> int:
 
 @main.command()
 @words_argument("[MODULE:RUNNER] ID")
-@click.option(
-    "--attempt", "number", type=int, metavar="N", help="Of this attempt.  [the last one that ended]"
-)
+@click.option("--attempt", "number", type=int, metavar="N", help="Of this attempt.  [the last one]")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what it writes until the job has ended.")
 @click.option("--raw", is_flag=True, help="Control characters as they are: the terminal obeys them.")
 @json_flag
 @flags("database")
-def log(words: tuple[str, ...], number: int | None, raw: bool, as_json: bool) -> int:
-    """Print what a job wrote to its output, the end of it.
+def log(words: tuple[str, ...], number: int | None, follow: bool, raw: bool, as_json: bool) -> int:
+    """Print what a job writes to its output.
 
-    Control characters are shown as \\x1b and the like unless --raw is given.
+    What it printed, what its C code and its programs wrote; of much the head and the tail. While it runs that can be read
+    on its own host only. Control characters are shown as \\x1b and the like unless --raw is given.
     """
-    from forkrunner import terminal
-    from forkrunner.job import State
+    from forkrunner.logs import Logs
 
+    if follow and (as_json or number is not None):
+        raise click.UsageError(
+            "--follow goes on with each attempt, as text: expected no --json and no --attempt beside it"
+        )
     target, given = target_and_id(words)
     with open_store(find_settings(target)) as store:
-        row = store.get(find_id(store, given))
-    ended = {attempt.attempt: attempt for attempt in row.attempts}
-    attempt = ended.get(number) if number is not None else next(reversed(ended.values()), None)
-    if attempt is None:
-        running = row.state is State.BUSY and number in (None, row.attempt)
-        why = f"attempt {row.attempt} runs; its output is kept when it ends" if running else ""
-        known = f"ended: {', '.join(map(str, ended)) or 'none'}"
-        complain(why or f"job {row.id} has no such attempt ({known}; state {row.state})")
-        return FINE if running else BAD
-    text = attempt.output_tail or ""
-    if as_json:
-        print(terminal.to_json({"id": row.id, "attempt": attempt.attempt, "output": text}))
-    elif not text:
-        print(f"Attempt {attempt.attempt} wrote nothing.", file=sys.stderr)
-    else:
-        shown = text if raw else terminal.clean_lines(text)
-        print(shown, end="" if shown.endswith("\n") else "\n")
-    return FINE
+        logs = Logs(store, find_id(store, given), raw=raw)
+        if follow:
+            return logs.follow()
+        return logs.show(number, as_json=as_json)
 
 
 @main.command()

@@ -373,7 +373,9 @@ class Settings:
         (),
         "Modules to import, and functions to call, ahead of the application, so that all jobs share what that leaves in memory",
     )
-    output_limit = Setting(_size(1, 2**40), 2**20, "How much of a job's output is kept")
+    output_limit = Setting(
+        _size(1, 2**26), 2**20, "How much of a job's output is kept: if there is more, its head and its tail"
+    )
     result_limit = Setting(_size(1, 2**28), 2**20, "Largest result of a job, as JSON")
     argument_limit = Setting(_size(1, 2**28), 2**20, "Largest arguments of a job, as JSON")
     progress_url = Setting(

@@ -6,6 +6,9 @@ Used by supervisors and the command line; a mold has no need of it.
 from __future__ import annotations
 
 import os
+import socket
+
+HOST = socket.gethostname()
 
 
 def boot_id() -> str:

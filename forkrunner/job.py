@@ -258,6 +258,8 @@ class Ending:
     result: str | None = None
     #: One sentence for people, for `failed`, `cancelled` and another try.
     error: str | None = None
+    #: What it wrote, where `attempt.output_tail` has not room for all of it.
+    output: str | None = None
     #: JSON text: where the next attempt goes on. None leaves what the row has.
     cursor: str | None = None
 

@@ -17,7 +17,6 @@ namespace, pid and start time), and so is everything that it forked (`identity.L
 from __future__ import annotations
 
 import os
-import socket
 import uuid
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ from .job import SupervisorRow
 if TYPE_CHECKING:
     from .store import Store
 
-HOST = socket.gethostname()
+HOST = identity.HOST
 #: The mold kills this share of the lease before its end.
 MARGIN = 0.15
 #: A mold that has not done so before this share of the lease is left is killed itself: it hangs.

@@ -488,6 +488,11 @@ class Mold:
                 output = scratch.tail(dead.output, min(_OUTPUT_TAIL, self.output_limit))
                 header["output_tail"] = output.decode("utf-8", "replace")
                 header["output_bytes"] = written
+                if written > len(output):
+                    # behind the result; it gets a row of its own
+                    whole = scratch.head_and_tail(dead.output, self.output_limit, dead.cut)
+                    header["output"] = len(whole)
+                    body += whole
             if dead.steps is not None:
                 dead.note(
                     "ended", now, detail=str(header.get("signal") or f"exit status {header['exit_status']}")
@@ -582,7 +587,8 @@ class Mold:
         if now < self.cut_at:
             return
         for busy in self.children.busy.values():
-            scratch.cut(busy.output, self.output_limit)
+            if scratch.cut(busy.output, self.output_limit):
+                busy.cut = True
         self.cut_at = now + _CUT_EVERY if self.children.busy else FOREVER
 
     # --------------------------------------------------------------------- to the supervisor

@@ -15,6 +15,8 @@ _libc = ctypes.CDLL(None)
 _F_SETFL = 4
 #: FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
 _PUNCH_HOLE = 2 | 1
+#: Stands in what is shown of an output for what was given up.
+LEFT_OUT = b"\n[... %d bytes left out ...]\n"
 
 
 def scratch_file(name: str) -> int:
@@ -47,21 +49,30 @@ def tail(fd: int, length: int) -> bytes:
     return os.pread(fd, length, max(0, size - length)).lstrip(b"\0") if size else b""
 
 
-def cut(fd: int, limit: int) -> None:
-    """If a scratch file holds more than `limit` bytes, give the memory of its middle back; head and tail stay.
+def head_and_tail(fd: int, limit: int, was_cut: bool) -> bytes:
+    """Read a file that may have been `cut`: all of it, or a quarter of the limit from its head and half from its tail."""
+    length, head, end = size(fd), limit // 4, limit // 2
+    if length <= head + end or (length <= limit and not was_cut):
+        return contents(fd)
+    return os.pread(fd, head, 0) + LEFT_OUT % (length - head - end) + os.pread(fd, end, length - end)
+
+
+def cut(fd: int, limit: int) -> bool:
+    """If a scratch file holds more than `limit` bytes, give the memory of its middle back; say whether it was done.
 
     It keeps its length, with a hole in it: whoever appends to it meanwhile loses nothing. Where there are no
     holes it is cut to its tail, and what is written at this very moment is lost.
     """
     status = os.fstat(fd)
     if status.st_blocks * 512 <= limit:
-        return
+        return False
     if LINUX:
         head = limit // 4
         hole = status.st_size - limit // 2 - head
         if hole > 0:
             _libc.fallocate(fd, _PUNCH_HOLE, ctypes.c_long(head), ctypes.c_long(hole))
-        return
+        return hole > 0
     kept = tail(fd, limit // 2)
     os.ftruncate(fd, 0)
     os.write(fd, b"[...]\n" + kept)
+    return True

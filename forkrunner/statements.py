@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from .database import Database
-from .schema import ID, attempts, jobs, supervisors
+from .schema import ID, attempts, jobs, outputs, supervisors
 
 #: Of NOTIFY. The payload is the name of a queue that has a new job, or this: somebody wants something of a
 #: running job. No queue can be called so.
@@ -177,6 +177,23 @@ class Statements:
         """Add the result to a row that the same transaction has ended."""
         own = sa.and_(jobs.c.id == sa.bindparam("job", type_=ID), jobs.c.attempt == sa.bindparam("number"))
         return sa.update(jobs).where(own).values(result=sa.bindparam("text", type_=sa.Text))
+
+    @functools.cached_property
+    def output(self) -> Any:
+        """Keep what an attempt wrote that the same transaction has ended."""
+        values = {
+            "job_id": sa.bindparam("job", type_=ID),
+            "attempt": sa.bindparam("number", type_=sa.Integer),
+            "text": sa.bindparam("text", type_=sa.Text),
+        }
+        return self.database.insert(outputs).values(values).on_conflict_do_nothing()
+
+    @functools.cached_property
+    def output_of(self) -> Any:
+        own = sa.and_(
+            outputs.c.job_id == sa.bindparam("job", type_=ID), outputs.c.attempt == sa.bindparam("number")
+        )
+        return sa.select(outputs.c.text).where(own)
 
     @functools.cached_property
     def release(self) -> Any:

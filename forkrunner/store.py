@@ -349,6 +349,7 @@ class Store:
             attempt = ending.attempt
             texts = (
                 ending.result,
+                ending.output,
                 attempt.error_message,
                 attempt.traceback,
                 attempt.stacks,
@@ -395,6 +396,12 @@ class Store:
         for result in results:
             if (result["job"], result["number"]) in ended:
                 connection.execute(self._statements.result, result)
+        if written := [
+            {"job": e.attempt.job_id, "number": e.attempt.attempt, "text": _clean(e.output)}
+            for e in endings
+            if e.output is not None and (e.attempt.job_id, e.attempt.attempt) in ended
+        ]:
+            connection.execute(self._statements.output, written)
         return ended
 
     def _finish_singly(self, endings: Sequence[Ending], now: datetime | None, error: StoreError) -> set[Key]:
@@ -537,6 +544,14 @@ class Store:
         parameters = {"ids": [_id(id) for id in ids], "now": self._moment(now)}
         rows = self._read(lambda connection: connection.execute(self._statements.standing, parameters).all())
         return {row[0]: Standing(row[0], State(row[1]), *row[2:]) for row in rows}
+
+    def output(self, id: str, attempt: int) -> str | None:
+        """Return what an attempt wrote, head and tail; None if it wrote no more than is in its `output_tail`."""
+        parameters = {"job": _id(id), "number": attempt}
+        found = self._read(
+            lambda connection: connection.execute(self._statements.output_of, parameters).scalar()
+        )
+        return None if found is None else str(found)
 
     def list(
         self, *, state: str | None = None, queue: str | None = None, task: str | None = None, limit: int = 50

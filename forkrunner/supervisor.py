@@ -562,7 +562,10 @@ class Supervisor:
             steps=msgspec.json.encode(facts["steps"]).decode() if "steps" in facts else None,
         )
         retry, cursor = facts.get("retry", True), facts.get("cursor")
-        self.keep(attempt, claim, run.options, retry=retry, result=body, cursor=cursor)
+        output = None
+        if length := facts.get("output"):  # it stands behind the result
+            body, output = body[:-length], body[-length:].decode("utf-8", "replace")
+        self.keep(attempt, claim, run.options, retry=retry, result=body, cursor=cursor, output=output)
 
     def on_refused(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
         """Give a job back that a mold could not fork for; it counts as nothing."""
@@ -581,15 +584,17 @@ class Supervisor:
         retry: bool = True,
         result: bytes = b"",
         cursor: str | None = None,
+        output: str | None = None,
     ) -> Ending:
         """Keep an ending until it is written."""
         done = attempt.outcome is Outcome.DONE
         policy = _ANY_POLICY if done else Policy.of(options)
         then = after(attempt.outcome, tries=claim.tries, crashes=claim.crashes, policy=policy, retry=retry)
         if done:
-            ending = Ending(attempt, then, claim.task, result=result.decode("utf-8", "replace"))
+            text = result.decode("utf-8", "replace")
+            ending = Ending(attempt, then, claim.task, result=text, output=output)
         else:
-            ending = Ending(attempt, then, claim.task, error=attempt.sentence(), cursor=cursor)
+            ending = Ending(attempt, then, claim.task, error=attempt.sentence(), cursor=cursor, output=output)
         self.endings.append(ending)
         self.ended_count += 1
         if self.write_at == FOREVER:

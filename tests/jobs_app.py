@@ -139,6 +139,49 @@ def print_and_die() -> None:
 
 
 @runner.task
+def count(lines: int, how: str) -> None:
+    if how == "program":
+        code = f"for n in range({lines}): print('line', n)"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return
+    libc = ctypes.CDLL(None)
+    for n in range(lines):
+        if how == "printf":
+            libc.printf(b"line %d\n", n)
+        else:
+            print("line", n)
+    if how == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@runner.task
+def talk(path: str) -> None:
+    print("before")
+    hold(path)
+    subprocess.run(["echo", "after, by a program"], check=True)
+    print("half a line", end="")
+
+
+@runner.task(max_attempts=3, backoff=0.3)
+def third_try_talks() -> None:
+    job = current_job()
+    assert job is not None
+    print("try", job.attempt)
+    if job.attempt < 3:
+        raise ValueError(job.attempt)
+
+
+@runner.task
+def flood_and_hold(lines: int, path: str) -> None:
+    count(lines, "print")
+    # it has been cut at least once since the last line when its memory is little
+    while os.fstat(1).st_blocks * 512 > 200_000:
+        time.sleep(0.01)
+    note("flooded")
+    hold(path)
+
+
+@runner.task
 def close_output() -> str:
     os.close(1)
     os.close(2)

@@ -46,7 +46,7 @@ SAMPLES = {
     "mold_age": Sample("1h", "1h", 3600.0, "old"),
     "mold_growth": Sample("100MB", "100MB", 100_000_000, -1),
     "preload": Sample(["numpy", "os:getcwd"], "numpy,os:getcwd", ("numpy", "os:getcwd"), "my-module"),
-    "output_limit": Sample("200MB", "200MB", 200_000_000, 1.5),
+    "output_limit": Sample("20MB", "20MB", 20_000_000, 1.5),
     "result_limit": Sample(512, "512", 512, "1GiB"),
     "argument_limit": Sample("512KiB", "512kib", 524_288, "1 apple"),
     "progress_url": Sample(

@@ -50,8 +50,8 @@ FUNCTIONS = {
         )
     },
     "signal.pidfd_send_signal": {"process"},
-    # for the caller, who asked for it: Job.wait, Watcher.follow, a long poll
-    "time.sleep": {"runner", "watch", "wsgi"},
+    # for the caller, who asked for it: Job.wait, Watcher.follow, `log -f`, a long poll
+    "time.sleep": {"logs", "runner", "watch", "wsgi"},
     "time.time": {"clock"},
     "time.monotonic": {"clock"},
 }
@@ -68,6 +68,7 @@ FLOORS = [
         "oom",
         "scratch",
         "survivors",
+        "live",
         "schema",
         "migrations",
         "database",
@@ -82,7 +83,7 @@ FLOORS = [
     },
     {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner", "watch"}
     | {"hooks", "safety", "loglines"},
-    {"cli", "invocation", "terminal", "bars", "wsgi", "asgi", "openapi", "testing", "__main__"},
+    {"cli", "invocation", "terminal", "bars", "logs", "wsgi", "asgi", "openapi", "testing", "__main__"},
 ]
 
 #: What the process that forks every job is kept free of: a fork costs in proportion to its memory.
