@@ -243,9 +243,10 @@ def status(words: tuple[str, ...], as_json: bool) -> int:
     """Show who runs jobs and how many there are."""
     settings = find_settings(only_target(words))
     with open_store(settings) as store:
-        supervisors, counts = store.supervisors(), store.counts()
+        supervisors, counts, costs = store.supervisors(), store.counts(), store.costs()
     from forkrunner import terminal
     from forkrunner.job import State
+    from forkrunner.store import COSTS_OF
 
     now = clock.utc()
     states = [str(state) for state in State]
@@ -258,9 +259,13 @@ def status(words: tuple[str, ...], as_json: bool) -> int:
                 "started_at": terminal.iso(row.started_at),
                 "lease_until": terminal.iso(row.lease_until),
             }
-        print(
-            terminal.to_json({"database": settings.shown("database"), "supervisors": rows, "queues": queues})
-        )
+        facts = {
+            "database": settings.shown("database"),
+            "supervisors": rows,
+            "queues": queues,
+            "tasks": costs,
+        }
+        print(terminal.to_json(facts))
         return FINE
     print(f"Database  {terminal.short(settings.shown('database'))}\n")
     if supervisors:
@@ -304,6 +309,10 @@ def status(words: tuple[str, ...], as_json: bool) -> int:
             colours={"FAILED": "red"} if numbers["failed"] else None,
         )
     print(table)
+    if costs:
+        print(
+            f"\n{terminal.costs_of(costs)}\n\np50 / p95 / max of what the newest {COSTS_OF:,} attempts cost"
+        )
     return FINE
 
 
@@ -658,7 +667,8 @@ def _options(facts: dict[str, Any]) -> str:
     for name, value in facts.items():
         if name in ("name", "call", "queue") or value == DEFAULTS[name]:
             continue
-        shown = {"timeout": show_seconds, "grace": show_seconds, "memory": show_size}.get(name, str)(value)
+        show = {"timeout": show_seconds, "grace": show_seconds, "cpu_seconds": show_seconds}
+        shown = (show | {"memory": show_size, "file_size": show_size}).get(name, str)(value)
         words.append(f"{name} {shown}")
     return ", ".join(words)
 

@@ -330,6 +330,23 @@ class Statements:
         )
 
     @functools.cached_property
+    def bills(self) -> Any:
+        # the newest by the primary key, whose ids begin with the time: as quick with a hundred thousand as with ten
+        newest = (
+            sa.select(attempts)
+            .order_by(attempts.c.job_id.desc())
+            .limit(sa.bindparam("limit", type_=sa.Integer))
+        )
+        found = newest.subquery("newest").c
+        return sa.select(
+            found.task,
+            found.run_seconds,
+            found.waited_seconds,
+            found.cpu_user_seconds + found.cpu_system_seconds,
+            found.peak_memory_bytes,
+        ).where(found.task.is_not(None), found.run_seconds.is_not(None))
+
+    @functools.cached_property
     def counts(self) -> Any:
         return sa.select(jobs.c.queue, jobs.c.state, sa.func.count()).group_by(jobs.c.queue, jobs.c.state)
 

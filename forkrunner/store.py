@@ -41,7 +41,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection, Engine, make_url
 
-from . import clock
+from . import clock, costs
 from .database import BARE, PATIENCE, Database, PostgreSQL, Silent, SQLite, pause
 from .errors import EnqueueError, JobNotFound, JobStateError, SchemaError, StoreError, StoreUnavailable
 from .job import Attempt, Claim, Ending, New, Next, Outcome, Row, Standing, State, SupervisorRow, Wish
@@ -58,6 +58,9 @@ Rows = list[Row]
 Supervisors = list[SupervisorRow]
 Wishes = list[Wish]
 Ids = list[str]
+
+#: Of so many attempts is told what they cost.
+COSTS_OF = 10_000
 
 # Bytes of UTF-8 of what an outcome may bring along.
 _LIMITS = {
@@ -572,6 +575,13 @@ class Store:
         ):
             found.setdefault(queue, {})[state] = number
         return found
+
+    def costs(self, limit: int = COSTS_OF) -> dict[str, dict[str, Any]]:
+        """Return percentiles of what the newest `limit` attempts cost, by task; see `costs.of_tasks`."""
+        parameters = {"limit": limit}
+        return costs.of_tasks(
+            self._read(lambda connection: connection.execute(self._statements.bills, parameters).all())
+        )
 
     def cancel(
         self, id: str, reason: str | None = None, *, actor: str | None = None, now: datetime | None = None

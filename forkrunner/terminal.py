@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from forkrunner.arguments import SECRET, Misfit, check_json
+from forkrunner.costs import MEASURES
 from forkrunner.job import ENDED, Outcome, State
 from forkrunner.units import mask, show_bytes
 
@@ -391,6 +392,20 @@ def table_of(rows: Sequence[Row], progress: dict[str, dict[str, Any] | None], no
         state = "paused" if row.paused_at else row.state
         cells = (short_id(row.id), row.task, row.queue, state, row.attempt or "", _when(row, now), note)
         table.add(*cells, colours={"STATE": _COLOURS[row.state]})
+    return table
+
+
+def costs_of(costs: dict[str, dict[str, Any]]) -> Table:
+    """Show what the attempts of each task cost: `costs.of_tasks`."""
+    table = Table(
+        "TASK", "ATTEMPTS", "RAN", "WAITED", "CPU", "PEAK MEMORY", keep=("RAN",), drop=("CPU", "WAITED", "ATTEMPTS")
+    )  # fmt: skip
+    for task, facts in costs.items():
+        cells = [
+            " / ".join("?" if value is None else show(value) for value in facts[name].values())
+            for name, show in zip(MEASURES, (duration, duration, duration, show_bytes), strict=True)
+        ]
+        table.add(task, f"{facts['attempts']:,}", *cells)
     return table
 
 

@@ -59,7 +59,19 @@ FUNCTIONS = {
 #: A module imports none from a higher floor (DESIGN section 5).
 FLOORS = [
     {"errors", "clock", "units", "current", "job"},
-    {"config", "events", "tasks", "arguments", "typed", "children", "channel", "verdict", "outage", "molds"},
+    {
+        "config",
+        "events",
+        "tasks",
+        "arguments",
+        "typed",
+        "children",
+        "channel",
+        "verdict",
+        "outage",
+        "molds",
+        "costs",
+    },
     {
         "process",
         "identity",
