@@ -145,11 +145,11 @@ class Children:
                 return child
         return None
 
-    def condemn(self, child: Child, outcome: str, sentence: str, at: float) -> None:
-        """Begin the ladder then, or at its deadline; the first reason counts. Keeps (3)."""
+    def condemn(self, child: Child, outcome: str, sentence: str, now: float, wait: float = 0.0) -> None:
+        """Begin the ladder after `wait` seconds, or at its deadline; the first reason counts. Keeps (3)."""
         if child.why is None:
-            child.due = min(at, child.deadline)
-            self._decide(child, outcome, sentence, child.due)
+            child.due = min(now + wait, child.deadline)
+            self._decide(child, outcome, sentence, now)
 
     def pause(self, child: Child, now: float) -> bool:
         """Let no time pass for a child; False if it is paused already, or is being ended."""

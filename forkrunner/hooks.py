@@ -33,7 +33,7 @@ class Hooks:
         self.before_exit: list[Hook] = []
 
     def add(self, moment: str, function: H) -> H:
-        """Register a function; one of the same name, as after a reload, takes the other's place.
+        """Register a function, once.
 
         Raises ConfigError for what cannot be called without arguments.
         """
@@ -48,8 +48,8 @@ class Hooks:
         if problem:
             raise ConfigError(f"{moment}: {problem}", name=moment, value=function, source=None)
         known: list[Hook] = getattr(self, moment)
-        known[:] = [hook for hook in known if name_of(hook) != name_of(function)]
-        known.append(function)
+        if function not in known:
+            known.append(function)
         return function
 
 

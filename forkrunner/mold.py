@@ -231,7 +231,7 @@ class Mold:
         if header["outcome"] == "cancelled":
             self.ask(victim, safepoint.CANCEL)
         wait = victim.grace if used and victim.asked else 0.0
-        self.children.condemn(victim, header["outcome"], header["sentence"], now + wait)
+        self.children.condemn(victim, header["outcome"], header["sentence"], now, wait)
 
     def on_leave(self, header: dict[str, Any]) -> None:
         """Ask what runs, and what will start, to leave at its next safe point."""
@@ -259,8 +259,12 @@ class Mold:
 
     def on_pause(self, header: dict[str, Any]) -> None:
         busy = self.children.find(header["id"], header["attempt"])
-        # nothing can be held up that is to leave
-        if busy is not None and not self.wanted and self.children.pause(busy, clock.monotonic()):
+        # a stop must not be held up
+        if (
+            busy is not None
+            and self.wanted != safepoint.STOP
+            and self.children.pause(busy, clock.monotonic())
+        ):
             process.freeze(busy.pid)
 
     def on_resume(self, header: dict[str, Any]) -> None:

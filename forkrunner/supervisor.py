@@ -894,6 +894,9 @@ class Supervisor:
         self.waker = open_waker(self.settings.database) if self.settings.notify else None
         if self.waker is not None and self.waker.fileno() >= 0:
             self.poll.watch(self.waker.fileno())
+        if self.running:
+            # somebody may have wished for something while we did not hear
+            self.wishes_at = 0.0
 
     def take_wakes(self, ready: set[int], now: float) -> None:
         if self.waker is None or self.waker.fileno() not in ready or not (news := self.waker.drain()):

@@ -504,7 +504,8 @@ def _attempt(attempt: Attempt, now: datetime) -> Iterator[str]:
         facts.append(("ran on", short(", ".join(place))))
     yield from _facts(facts)
     if steps := "\n".join(_steps(attempt)):
-        yield from _block("ended by force", steps)
+        forced = any(step.get("step") in ("TERM", "KILL") for step in steps_of(attempt))
+        yield from _block("ended by force" if forced else "asked to leave", steps)
     more = (attempt.error_message or "").strip()
     # the first line stands above, and a traceback ends with all of it
     if "\n" in more and not attempt.traceback:

@@ -101,11 +101,11 @@ def test_no_time_passes_in_a_pause(children):
 
 def test_a_killing_may_be_put_off_but_not_beyond_the_deadline(children):
     child = busy(children, timeout=10, grace=1)
-    children.condemn(child, "cancelled", "by hand", 103)
+    children.condemn(child, "cancelled", "by hand", 101, wait=2)
     assert children.overdue(102.9) == []
     assert children.overdue(103) == [(child, DUMP)]
     other = busy(children, pid=11, timeout=10, grace=1)
-    children.condemn(other, "cancelled", "by hand", 120)
+    children.condemn(other, "cancelled", "by hand", 101, wait=19)
     assert children.overdue(110) == [(child, TERM), (other, DUMP)]
     assert other.why == ("cancelled", "by hand")
 

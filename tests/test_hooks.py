@@ -197,6 +197,15 @@ def test_what_is_no_hook_is_refused() -> None:
         with pytest.raises(ConfigError, match=f"before_exit: expected .*{words}"):
             runner.before_exit(wrong)
 
+    class Exporter:
+        def flush(self) -> None: ...
+
+    # two of one class are two
+    exporters = Exporter(), Exporter()
+    for exporter in (*exporters, exporters[0]):
+        runner.after_fork(exporter.flush)
+    assert runner.hooks.after_fork == [exporter.flush for exporter in exporters]
+
     @runner.before_exit
     def fine(one: int = 1, *, two: int = 2) -> None: ...
 

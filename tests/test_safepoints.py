@@ -221,6 +221,9 @@ def test_cancel_while_a_job_passes_safe_points_sends_nothing(bed: Bed) -> None:
         "not needed",
     )
     assert (attempt.signal, attempt.exit_status) == (None, 0)
+    steps = json.loads(str(attempt.steps))
+    assert [step["step"] for step in steps] == ["cancelled", "ended"]
+    assert steps[0]["after"] <= steps[1]["after"]
     assert [line.event for line in bed.ledger()] == ["start", "counting", "finally"]
     assert int(str(row.cursor)) >= 3
     # it goes on there, if somebody wants it after all
@@ -337,6 +340,39 @@ def test_term_while_a_job_is_paused(bed: Bed) -> None:
     assert int(str(row.cursor)) >= 3
     bed.let_go()
     assert outcomes(bed.ended(holding)) == ["done"]
+    bed.stop(supervisor)
+
+
+def test_pause_while_a_job_ends_in_an_old_mold(sqlite_bed: Bed) -> None:
+    bed = sqlite_bed
+    supervisor = bed.start()
+    id = bed.put("hold", {"path": bed.path("go")})
+    (start,) = bed.wait_noted("start", id)
+    supervisor.signal(signal.SIGHUP)
+    supervisor.wait_ps(r"forkrunner: mold .*\(draining\)", LONG)
+    bed.store.pause(id)
+    wait_until(lambda: stopped(start.pid), 10)
+    bed.let_go()
+    bed.store.resume(id)
+    assert outcomes(bed.ended(id)) == ["done"]
+    bed.stop(supervisor)
+
+
+def test_usr2_while_a_job_is_paused(bed: Bed) -> None:
+    """What is wished for meanwhile is heard, though nobody listened."""
+    supervisor = bed.start(poll_interval=30)
+    ids = [bed.put("hold", {"path": bed.path("go")}), bed.put("mind_term")]
+    starts = [bed.wait_noted("start", id)[0] for id in ids]
+    bed.store.pause(ids[0])
+    wait_until(lambda: stopped(starts[0].pid), 10)
+    supervisor.signal(signal.SIGUSR2)
+    # while the program is loaded: it has not listened before it says that it is there
+    bed.store.resume(ids[0])
+    bed.store.cancel(ids[1])
+    wait_until(lambda: not stopped(starts[0].pid), 20)
+    assert bed.ended(ids[1], 20).state == State.CANCELLED
+    bed.let_go()
+    assert outcomes(bed.ended(ids[0])) == ["done"]
     bed.stop(supervisor)
 
 
