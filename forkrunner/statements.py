@@ -163,14 +163,35 @@ class Statements:
         batch = self.database.unpack(attempts.c)
         return self._note(batch, jobs, self._fence(batch))
 
-    @functools.cached_property
-    def end_and_note(self) -> Any:
-        """Do both in one statement, where a WITH may write: `note` takes what `end` returns."""
+    def _ended_and_noted(self) -> tuple[sa.CTE, sa.CTE]:
         columns = {column.name: column for column in (*attempts.c, *_ENDING)}
         batch = self.database.unpack(columns.values())
         ended = self._end(batch).cte("ended")
         on = sa.and_(ended.c.id == batch.c.job_id, ended.c.attempt == batch.c.attempt)
-        return sa.select(ended.c.id, ended.c.attempt).add_cte(self._note(batch, ended, on).cte("noted"))
+        return ended, self._note(batch, ended, on).cte("noted")
+
+    @functools.cached_property
+    def end_and_note(self) -> Any:
+        """Do both in one statement, where a WITH may write: `note` takes what `end` returns."""
+        ended, noted = self._ended_and_noted()
+        return sa.select(ended.c.id, ended.c.attempt).add_cte(noted)
+
+    def _turn(self, queues: bool) -> Any:
+        ended, noted = self._ended_and_noted()
+        claimed = self._claim(queues).cte("claimed")
+        known = {"id": ended.c.id, "attempt": ended.c.attempt}
+        blanks = (known.get(column.name, sa.null()) for column in claimed.c)
+        first = sa.select(*blanks, sa.true().label("ended")).select_from(ended).add_cte(noted)
+        return sa.select(*claimed.c, sa.false().label("ended")).union_all(first)
+
+    @functools.cached_property
+    def turn(self) -> Any:
+        """Do `end_and_note` and `claim` in one statement; a row that says `ended` has an id and an attempt only."""
+        return self._turn(False)
+
+    @functools.cached_property
+    def turn_of_queues(self) -> Any:
+        return self._turn(True)
 
     @functools.cached_property
     def result(self) -> Any:

@@ -174,7 +174,12 @@ def _pack(rows: list[dict[str, Any]]) -> str:
     return msgspec.json.encode(rows).decode()
 
 
-def _claims(rows: Sequence[sa.Row[Any]]) -> Claims:
+def _is_large(row: dict[str, Any]) -> bool:
+    return len(row.get("result", "")) > _LARGE
+
+
+def _claims(rows: Sequence[sa.Row[Any]], limit: int) -> Claims:
+    assert len(rows) <= limit, f"claimed {len(rows)} rows for {limit}"
     # RETURNING has no order: here it is that of the index
     width = len(CLAIM)
     ordered = sorted(rows, key=lambda row: (-row.priority, row.run_at, row.id))
@@ -340,9 +345,7 @@ class Store:
         if queues is not None:
             statement = self._statements.claim_of_queues
             parameters["queues"] = list(queues)
-        rows = connection.execute(statement, parameters).all()
-        assert len(rows) <= limit, f"claimed {len(rows)} rows for {limit}"
-        return _claims(rows)
+        return _claims(connection.execute(statement, parameters).all(), limit)
 
     def batch(self, endings: Iterable[Ending]) -> Endings:
         """Return as many of the first endings as one call of `finish` or `turn` writes well within its time."""
@@ -384,8 +387,11 @@ class Store:
 
     def _finish(self, connection: Connection, endings: Sequence[Ending], now: datetime | None) -> set[Key]:
         rows = [_ending(ending) for ending in endings]
+        return self._write(connection, rows, now)
+
+    def _write(self, connection: Connection, rows: list[dict[str, Any]], now: datetime | None) -> set[Key]:
         # one by one: taking 50 MB out of JSON costs seconds, on SQLite once more for each column
-        large = [row for row in rows if len(row.get("result", "")) > _LARGE]
+        large = [row for row in rows if _is_large(row)]
         results = [
             {"job": row["job_id"], "number": row["attempt"], "text": row.pop("result")} for row in large
         ]
@@ -424,20 +430,51 @@ class Store:
         *,
         now: datetime | None = None,
     ) -> tuple[set[Key], Claims]:
-        """Do `finish` and `claim` in one transaction: what a supervisor under load does all the time."""
+        """Do `finish` and `claim` in one transaction: what a supervisor under load does all the time.
+
+        In one statement where that can be: four round trips less. On a busy machine each of them costs a
+        millisecond, because supervisor and server wait for the jobs to leave them a processor.
+        """
+        rows = [_ending(ending) for ending in endings]
+        alone = bool(rows) and limit > 0 and self._database.writes_in_with and not any(map(_is_large, rows))
 
         def work(connection: Connection) -> tuple[set[Key], Claims]:
-            ended = self._finish(connection, endings, now) if endings else set()
+            if alone and self._database.is_ours(connection):
+                return self._write_and_claim(connection, rows, supervisor, limit, queues, now)
+            ended = self._write(connection, rows, now) if rows else set()
             return ended, self._claim(connection, supervisor, limit, queues, now)
 
         try:
-            return self._run(work)
+            return self._run(work, alone=alone)
         except (StoreUnavailable, SchemaError):
             raise
         except StoreError:
             if not endings:
                 raise
             return self.finish(endings, now=now), self.claim(supervisor, limit, queues, now=now)
+
+    def _write_and_claim(
+        self,
+        connection: Connection,
+        rows: list[dict[str, Any]],
+        supervisor: str,
+        limit: int,
+        queues: Sequence[str] | None,
+        now: datetime | None,
+    ) -> tuple[set[Key], Claims]:
+        parameters = {
+            "batch": _pack(rows),
+            "supervisor": supervisor,
+            "limit": limit,
+            "now": self._moment(now),
+        }
+        statement = self._statements.turn
+        if queues is not None:
+            statement = self._statements.turn_of_queues
+            parameters["queues"] = list(queues)
+        found = connection.execute(statement, parameters).all()
+        ended = {(row.id, row.attempt) for row in found if row.ended}
+        return ended, _claims([row for row in found if not row.ended], limit)
 
     def next_due(self, queues: Sequence[str] | None, *, now: datetime | None = None) -> float | None:
         """Return in how many seconds the earliest pending row is due, at least 0; None if none is pending."""
@@ -790,8 +827,17 @@ class Store:
     def _read(self, work: Callable[[Connection], T]) -> T:
         return self._run(work, bare=True, repeat=True)
 
-    def _run(self, work: Callable[[Connection], T], *, bare: bool = False, repeat: bool = False) -> T:
+    def _run(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        bare: bool = False,
+        alone: bool = False,
+        repeat: bool = False,
+    ) -> T:
         """Do `work` in a transaction, or `bare`: each statement by itself.
+
+        `alone`: the work is one statement where the session is ours, and then that is the transaction.
 
         A connection of the pool may have died since it was used last. That shows when the transaction begins; then,
         or if the work may be done twice anyway (`repeat`), it is tried once more on a new one.
@@ -808,6 +854,9 @@ class Store:
                     if not self._ready:
                         self._prepare(engine)
                     with engine.connect() as connection:
+                        if alone and database.is_ours(connection):
+                            # from here on an error leaves open whether it happened
+                            begun = bare = True
                         if bare:
                             connection.execution_options(**BARE)
                             return work(connection)

@@ -342,8 +342,9 @@ def _removed(group: Path) -> bool:
 class CuttingProxy:
     """Stands between a supervisor and PostgreSQL; cuts one connection in the most awkward moment.
 
-    After `arm(TEXT)`: when TEXT has passed, in either direction, the next COMMIT on that connection is passed on, its
-    answer is not, and both sides are closed. The client cannot know what became of its transaction.
+    After `arm(TEXT)`: when TEXT has passed, in either direction, the next COMMIT on that connection, or the statement
+    with TEXT that is a transaction by itself, is passed on, its answer is not, and both sides are closed. The client
+    cannot know what became of its transaction.
     """
 
     def __init__(self, port: int) -> None:
@@ -405,14 +406,19 @@ class _Link:
 
     def __init__(self, proxy: CuttingProxy, client: socket.socket, server: socket.socket) -> None:
         self.proxy, self.client, self.server = proxy, client, server
-        #: The text has passed; and then the COMMIT has.
+        #: The text has passed; and then what commits it.
         self.seen = self.committed = False
+        self.in_transaction = False
 
     def upwards(self) -> None:
         with contextlib.suppress(OSError):
             while data := self.client.recv(1 << 20):
                 self._look(data)
-                self.committed = self.seen and b"COMMIT" in data
+                commits = b"COMMIT" in data
+                self.in_transaction = (self.in_transaction or b"BEGIN" in data) and not commits
+                # a statement outside of a transaction is one
+                alone = bool(self.proxy.pattern) and self.proxy.pattern in data and not self.in_transaction
+                self.committed = self.seen and (commits or alone)
                 self.server.sendall(data)
                 if self.committed:
                     return  # the rest is for downwards, when the answer shows that it was done
