@@ -174,8 +174,9 @@ def _pack(rows: list[dict[str, Any]]) -> str:
     return msgspec.json.encode(rows).decode()
 
 
-def _is_large(row: dict[str, Any]) -> bool:
-    return len(row.get("result", "")) > _LARGE
+def _is_large(ending: Ending) -> bool:
+    """Say whether some of it goes in a statement of its own."""
+    return ending.output is not None or len(ending.result or "") > _LARGE
 
 
 def _claims(rows: Sequence[sa.Row[Any]], limit: int) -> Claims:
@@ -387,11 +388,8 @@ class Store:
 
     def _finish(self, connection: Connection, endings: Sequence[Ending], now: datetime | None) -> set[Key]:
         rows = [_ending(ending) for ending in endings]
-        return self._write(connection, rows, now)
-
-    def _write(self, connection: Connection, rows: list[dict[str, Any]], now: datetime | None) -> set[Key]:
         # one by one: taking 50 MB out of JSON costs seconds, on SQLite once more for each column
-        large = [row for row in rows if _is_large(row)]
+        large = [row for row in rows if len(row.get("result", "")) > _LARGE]
         results = [
             {"job": row["job_id"], "number": row["attempt"], "text": row.pop("result")} for row in large
         ]
@@ -435,13 +433,13 @@ class Store:
         In one statement where that can be: four round trips less. On a busy machine each of them costs a
         millisecond, because supervisor and server wait for the jobs to leave them a processor.
         """
-        rows = [_ending(ending) for ending in endings]
-        alone = bool(rows) and limit > 0 and self._database.writes_in_with and not any(map(_is_large, rows))
+        can = bool(endings) and limit > 0 and self._database.writes_in_with
+        alone = can and not any(map(_is_large, endings))
 
         def work(connection: Connection) -> tuple[set[Key], Claims]:
             if alone and self._database.is_ours(connection):
-                return self._write_and_claim(connection, rows, supervisor, limit, queues, now)
-            ended = self._write(connection, rows, now) if rows else set()
+                return self._finish_and_claim(connection, endings, supervisor, limit, queues, now)
+            ended = self._finish(connection, endings, now) if endings else set()
             return ended, self._claim(connection, supervisor, limit, queues, now)
 
         try:
@@ -453,17 +451,17 @@ class Store:
                 raise
             return self.finish(endings, now=now), self.claim(supervisor, limit, queues, now=now)
 
-    def _write_and_claim(
+    def _finish_and_claim(
         self,
         connection: Connection,
-        rows: list[dict[str, Any]],
+        endings: Sequence[Ending],
         supervisor: str,
         limit: int,
         queues: Sequence[str] | None,
         now: datetime | None,
     ) -> tuple[set[Key], Claims]:
         parameters = {
-            "batch": _pack(rows),
+            "batch": _pack([_ending(ending) for ending in endings]),
             "supervisor": supervisor,
             "limit": limit,
             "now": self._moment(now),

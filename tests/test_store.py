@@ -1290,7 +1290,8 @@ def test_through_pgbouncer_in_transaction_mode(pgbouncer, postgresql_database):
     store.migrate()
     supervisor.register(supervisor_row("a"), 60)
     put(store, 200)
-    done, again = 0, []
+    done = 0
+    again: list[Claim] = []
     while claims := supervisor.claim("a", 16, None, now=NOW):
         done += len(supervisor.finish([ending(claim) for claim in claims]))
         ended, again = supervisor.turn("a", [ending(claim) for claim in again], 16, None, now=NOW)
