@@ -256,6 +256,7 @@ def status(words: tuple[str, ...], as_json: bool) -> int:
         rows = [{name: getattr(row, name) for name in names} for row in supervisors]
         for shown, row in zip(rows, supervisors, strict=True):
             shown |= {
+                "molds": terminal.molds_json(row),
                 "started_at": terminal.iso(row.started_at),
                 "lease_until": terminal.iso(row.lease_until),
             }
@@ -274,10 +275,11 @@ def status(words: tuple[str, ...], as_json: bool) -> int:
             "PID",
             "RUNS",
             "SLOTS",
+            "MOLDS",
             "SINCE",
             "LEASE",
             "VERSION",
-            keep=("PID",),
+            keep=("PID", "MOLDS"),
             drop=("VERSION", "SINCE", "HOST"),
         )
         for row in supervisors:
@@ -289,6 +291,7 @@ def status(words: tuple[str, ...], as_json: bool) -> int:
                 row.pid,
                 row.target,
                 row.slots,
+                terminal.molds_words(row),
                 since,
                 f"over {lease}" if over else f"ends {lease}",
                 row.version,

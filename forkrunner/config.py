@@ -177,6 +177,29 @@ def _database(url: str) -> str:
     raise ValueError
 
 
+def _molds() -> Kind[str]:
+    """Say it in one way: the number for the application itself first, each other one with its number."""
+
+    def check(value: object) -> str:
+        text = str(value) if type(value) is int else value
+        if not isinstance(text, str):
+            raise ValueError
+        own, others = 1, dict[str, int]()
+        for position, item in enumerate(text.replace(" ", "").split(",")):
+            target, _, number = item.rpartition("=") if "=" in item else (item, "", "1")
+            if position == 0 and target.isdigit():
+                own = int(target)
+            elif _target(target) in others:
+                raise ValueError
+            else:
+                others[target] = int(number)
+        if not all(0 < number <= 64 for number in (own, *others.values())):
+            raise ValueError
+        return ",".join([str(own), *(f"{target}={number}" for target, number in others.items())])
+
+    return Kind("N, or N,MODULE:RUNNER=N,… with N from 1 to 64", check, "N[,MODULE:RUNNER=N…]")
+
+
 def _memcached(url: str) -> str:
     scheme, _, rest = url.partition("://")
     servers = []
@@ -351,6 +374,11 @@ class Settings:
         5.0,
         "Longest wait for one answer of the database; less than a quarter of `lease`",
     )
+    molds = Setting(
+        _molds(),
+        "1",
+        "How many copies of the application are held warm, and of which other applications how many",
+    )
     mold_timeout = Setting(
         _duration(0.3, 3600),
         10.0,
@@ -399,6 +427,11 @@ class Settings:
         "Which log lines to write: these and graver ones",
     )
     log_format = Setting(_choice("text", "json"), "text", "Log lines for people or for machines")
+    reload = Setting(
+        _switch(),
+        False,
+        "For development: watch the application's files and reload it when one changes; running jobs go on",
+    )
     allow_threads = Setting(
         _switch(),
         False,

@@ -43,6 +43,7 @@ EVENTS: dict[str, Event] = {
     "mold.finished": Event("info", "mold {generation} has finished its last job"),
     "mold.broken": Event("error", "the application does not import: {error}; {then}"),
     "mold.died": Event("error", "mold {generation} died ({how}) with {busy} attempts; {then}"),
+    "files.changed": Event("info", "{path} has changed: reloading, running jobs go on"),
     "mold.silent": Event("error", "mold {generation} has said nothing for {seconds:.1f} s and is killed, with {busy} attempts"),
     "mold.fenced": Event("error", "mold {generation} has not ended its jobs before the lease is over and is killed"),
     "mold.worn": Event("info", "mold {generation} is renewed: {why}"),

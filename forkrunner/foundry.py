@@ -45,6 +45,7 @@ class Foundry:
             "folder": self.folder,
             "preload": settings.preload,
             "allow_threads": settings.allow_threads,
+            "watch": settings.reload,
         }
         link = MoldLink(boot, keep)
         self.poll.watch(link.fileno())

@@ -369,6 +369,8 @@ class SupervisorRow:
     target: str
     slots: int
     version: str
+    #: JSON text of a list: its molds, as `Molds.picture` has them.
+    molds: str | None = None
     started_at: datetime | None = None
     lease_until: datetime | None = None
 

@@ -56,7 +56,7 @@ class Lease:
         lease._home = (HOST, identity.boot_id(), identity.pid_namespace())
         return lease
 
-    def take(self, store: Store, seconds: float, target: str, slots: int) -> None:
+    def take(self, store: Store, seconds: float, target: str, slots: int, molds: str | None = None) -> None:
         """Register in the database for `seconds`.
 
         Raises:
@@ -75,6 +75,7 @@ class Lease:
             target=target,
             slots=slots,
             version=__version__,
+            molds=molds,
         )
         store.register(row, seconds)
         self.ends = sent + seconds
@@ -93,10 +94,10 @@ class Lease:
         """Boot time at which a mold that still has children must be ended."""
         return self.ends - LAST_MARGIN * self.seconds
 
-    def renew(self) -> bool:
-        """Prolong it; False if it is lost: somebody believed us dead."""
+    def renew(self, molds: str | None = None) -> bool:
+        """Prolong it, and say what molds there are; False if it is lost: somebody believed us dead."""
         sent = clock.boottime()
-        if not self._store.renew(self.id, self.seconds):
+        if not self._store.renew(self.id, self.seconds, molds):
             return False
         self.ends = sent + self.seconds
         return True

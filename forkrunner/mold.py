@@ -88,7 +88,10 @@ def main() -> None:
         process.exit_now(2)
     process.title(title)  # again, after the rehearsal
     tasks = {task.name: task.policy() for task in runner.tasks.values()}
-    _send_all(link, channel.pack({"kind": "up", "tasks": tasks, "code": runner.code, "unsafe": place.unsafe}))
+    up = {"kind": "up", "tasks": tasks, "code": runner.code, "unsafe": place.unsafe}
+    if boot.get("watch"):
+        up["files"] = _own_files()
+    _send_all(link, channel.pack(up))
     mold = Mold(link, place, title)
     try:
         mold.run()
@@ -107,6 +110,13 @@ def _first_message(link: int) -> tuple[dict[str, Any], bytes]:
         inbox.feed(data)
         for message in inbox:
             return message
+
+
+def _own_files() -> list[str]:
+    """List the files of the modules that belong neither to Python, nor to an installed package, nor to us."""
+    others = (sys.prefix, sys.base_prefix, os.path.dirname(__file__))
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    return [path for path in files if path and os.path.isabs(path) and not path.startswith(others)]
 
 
 def _enter(folder: str) -> None:

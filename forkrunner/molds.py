@@ -38,6 +38,16 @@ HELD_UP = 1.0
 RENEW_AGAIN = 300.0
 
 
+def targets_of(app: str, molds: str) -> list[str]:
+    """Return the application of each mold that the setting `molds` asks for, our own first."""
+    own, *others = molds.split(",")
+    targets = [app] * int(own)
+    for other in others:
+        target, _, number = other.partition("=")
+        targets += [target] * int(number)
+    return targets
+
+
 class Stage(enum.StrEnum):
     STARTING = "starting"
     SERVING = "serving"

@@ -185,6 +185,7 @@ supervisors = sa.Table(
     sa.Column("version", sa.Text, nullable=False),
     sa.Column("started_at", Time, nullable=False),
     sa.Column("lease_until", Time, nullable=False),
+    sa.Column("molds", sa.Text),
 )
 
 # Alembic's own table, declared only to be read; Alembic makes it.

@@ -297,7 +297,8 @@ class Statements:
     @functools.cached_property
     def renew(self) -> Any:
         own = supervisors.c.id == sa.bindparam("supervisor", type_=sa.Text)
-        return sa.update(supervisors).where(own).values(lease_until=self._lease)
+        molds = sa.func.coalesce(sa.bindparam("molds", type_=sa.Text), supervisors.c.molds)
+        return sa.update(supervisors).where(own).values(lease_until=self._lease, molds=molds)
 
     @functools.cached_property
     def deregister(self) -> Any:
@@ -431,7 +432,18 @@ _ENDING = (
     *(jobs.c[name] for name in ("state", "tries", "crashes", "result", "error", "cursor")),
     sa.Column("delay", sa.Double),
 )
-SUPERVISOR = ("id", "host", "boot_id", "pid_namespace", "pid", "start_ticks", "target", "slots", "version")
+SUPERVISOR = (
+    "id",
+    "host",
+    "boot_id",
+    "pid_namespace",
+    "pid",
+    "start_ticks",
+    "target",
+    "slots",
+    "version",
+    "molds",
+)
 
 
 def _columns(table: sa.Table, *names: str) -> list[sa.Column[Any]]:

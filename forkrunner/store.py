@@ -522,9 +522,12 @@ class Store:
             lambda connection: connection.execute(self._statements.register, parameters | self._lease(lease))
         )
 
-    def renew(self, supervisor: str, lease: float) -> bool:
-        """Let the lease end that many seconds from now; False: the row is gone, somebody holds us for dead."""
-        parameters = {"supervisor": supervisor} | self._lease(lease)
+    def renew(self, supervisor: str, lease: float, molds: str | None = None) -> bool:
+        """Let the lease end that many seconds from now; False: the row is gone, somebody holds us for dead.
+
+        `molds` replaces what the row says of them.
+        """
+        parameters = {"supervisor": supervisor, "molds": molds} | self._lease(lease)
         return self._run(
             lambda connection: connection.execute(self._statements.renew, parameters).rowcount > 0
         )

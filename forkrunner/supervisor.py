@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from . import __version__, clock, handover, identity, process, survivors
+from . import __version__, changes, clock, handover, identity, process, survivors
+from .changes import Changes
 from .errors import ConfigError, StoreError, StoreUnavailable, TargetError
 from .foundry import Foundry, how_it_ended
 from .handover import Upgrade
 from .job import Attempt, Ending, Outcome, Policy, Wish, after
 from .lease import HOST, Lease
-from .molds import FOREVER, Mold, Stage
+from .molds import FOREVER, Mold, Stage, targets_of
 from .outage import Outage
 from .progress import Reader
 from .progress import place as progress_place
@@ -95,7 +96,8 @@ _INSIST = 5.0
 #: Characters of a job's error in a log line; the rest is in the row.
 _LONGEST_LINE = 500
 #: What a reload does not change: it is in use since the start.
-_FIXED = ("app", "database", "notify", "lease", "store_timeout", "runtime_dir", "log_level", "log_format")
+_FIXED = ("app", "database", "notify", "lease", "store_timeout", "runtime_dir", "log_level", "log_format",
+          "molds", "reload")  # fmt: skip
 #: What is done is not run again, whatever its task declared.
 _ANY_POLICY = Policy()
 
@@ -130,7 +132,6 @@ class Supervisor:
         """
         self.settings = settings
         self.target = target
-        self.targets = [target]
         self.log = log
         self.reload_settings = reload_settings
         self.running: dict[Key, Running] = {}
@@ -144,6 +145,8 @@ class Supervisor:
         self.terminal = process.has_terminal()
         self.waker: Waker | None = None
         self.waker_lost = False
+        #: Looks at the application's files, if that is asked for.
+        self.changes: Changes | None = None
         self.store: Store | None = None
         self.lease: Lease
         #: What the application sets in its code, as the newest mold told.
@@ -155,7 +158,7 @@ class Supervisor:
         self.stop_at = FOREVER
         # when each duty is due, by the monotonic clock
         self.look_at = self.renew_at = self.rescue_at = self.title_at = 0.0
-        self.write_at = self.wishes_at = self.fence_at = FOREVER
+        self.write_at = self.wishes_at = self.fence_at = self.watch_at = FOREVER
         #: The mold could not fork: nothing is claimed before, whatever slots are free.
         self.crowded_until = 0.0
         self.last_turn = self.wishes_read = 0.0
@@ -173,14 +176,16 @@ class Supervisor:
         before = handover.given()
         if before is not None and before.is_trial:
             settings = self.reload_settings(before.state.code)
-            handover.rehearse(before.state, settings, self.targets)
+            handover.rehearse(before.state, settings, targets_of(self.target, settings.molds))
             return
         self.signals = process.Signals(SIGNALS)
         process.adopt_orphans()
         process.keep_to_ourselves()
         self.poll = process.Poll()
         self.poll.watch(self.signals.fileno())
-        self.foundry = Foundry(self.targets, self.log, self.poll)
+        # what else the application asks for is known when its first mold is up
+        targets = [self.target] if before is None else before.state.targets
+        self.foundry = Foundry(targets, self.log, self.poll)
         self.upgrade = Upgrade(self)
         self.molds = self.foundry.molds
         if before is None:
@@ -198,6 +203,7 @@ class Supervisor:
                 self.take_messages()
                 now = clock.monotonic()
                 self.take_wakes(ready, now)
+                self.watch_files(now)
                 self.keep_molds(now)
                 self.enforce_lease(now)
                 if now >= self.outage.retry_at:
@@ -249,6 +255,7 @@ class Supervisor:
     def take_over(self, before: handover.State) -> None:
         """Go on where the program that this process was before has stopped."""
         self.use_settings()
+        self.start_watching([])
         self.open_waker()
         self.on_child("SIGCHLD")  # who died meanwhile
         self.log.emit(
@@ -286,7 +293,7 @@ class Supervisor:
         rows = min(self.renew_at, self.rescue_at, self.turn_due(), self.wishes_at)
         stop = self.stop_at + _LAST_WRITES if self.killed else self.stop_at
         due = min(stop, self.upgrade.due, max(rows, self.outage.retry_at))
-        due = min(due, self.foundry.next_due(self.settings))
+        due = min(due, self.foundry.next_due(self.settings), self.watch_at)
         if self.running:
             due = min(due, self.title_at, self.fence_at)
         # what is due and not done would make the loop spin
@@ -386,10 +393,28 @@ class Supervisor:
             # the life lock must be held for as long as any child lives
             self.foundry.start(place, self.settings, keep=[self.lease.lock.fd])
 
+    def start_watching(self, imported: list[str]) -> None:
+        """Watch the application's files, if that is asked for, and those that a mold has imported from elsewhere."""
+        if not self.settings.reload:
+            return
+        if self.changes is None:
+            self.changes, self.watch_at = Changes(self.foundry.folder), clock.monotonic() + changes.EVERY
+        self.changes.add(imported)
+
+    def watch_files(self, now: float) -> None:
+        if self.changes is None or now < self.watch_at:
+            return
+        self.watch_at = now + changes.EVERY
+        path = self.changes.changed()
+        if path is not None and self.stop_at == FOREVER:
+            self.log.emit("files.changed", path=os.path.relpath(path, self.foundry.folder))
+            self.foundry.reload()
+
     def on_dead_mold(self, mold: Mold, how: str) -> None:
         """Count its attempts as lost, once it is certain that none of its children is left."""
         self.take_messages_of(mold)
         self.foundry.bury(mold)
+        self.renew_at = 0.0
         if mold.stage is Stage.STARTING and self.stop_at == FOREVER:
             why = f"the process ended while it was imported ({how})"
             if self.store is None:
@@ -417,18 +442,27 @@ class Supervisor:
         if mold.stage is Stage.DISCARDED:
             return
         try:
-            self.adopt_settings(self.reload_settings(header["code"]))
+            if mold.place.target == self.target:
+                self.adopt_settings(self.reload_settings(header["code"]))
+                self.code = header["code"]
+            elif handover.home(self.reload_settings(header["code"])) != handover.home(self.settings):
+                raise ConfigError(
+                    f"{mold.place.target}: its jobs are in another database than those of {self.target}"
+                )
         except ConfigError as error:
             if self.store is None:
                 raise
             self.foundry.broken(mold, str(error))
             process.kill_tree(mold.link.pid)
             return
-        self.code = header["code"]
         before = self.molds.up(mold, header["tasks"], clock.monotonic())
         self.foundry.care_at = 0.0
         if before is not None:
             self.foundry.retire(before, mold.place.reason)
+        if self.store is None and len(self.molds) == 1:
+            self.molds.extend(targets_of(self.target, self.settings.molds)[1:])
+        self.start_watching(header.get("files", []))
+        self.renew_at = 0.0
         where = self.use_settings()
         mold.link.tell(
             {
@@ -528,6 +562,8 @@ class Supervisor:
         if run is None:
             return  # told twice, or given back meanwhile
         mold.busy -= 1
+        if mold.stage is Stage.DRAINING:
+            self.renew_at = 0.0  # people wait for it
         claim = run.claim
         if facts.get("progress", True):  # unless it is known to have said nothing
             self.shown.add(claim.id)
@@ -743,9 +779,12 @@ class Supervisor:
 
     def take_lease(self) -> bool:
         assert self.store is not None
-        self.lease.take(self.store, self.settings.lease, self.target, self.settings.slots)
+        self.lease.take(self.store, self.settings.lease, self.target, self.settings.slots, self.picture())
         self.leased()
         return True
+
+    def picture(self) -> str:
+        return msgspec.json.encode(self.molds.picture()).decode()
 
     def leased(self) -> None:
         self.renew_at = clock.monotonic() + self.settings.lease / 3
@@ -776,7 +815,7 @@ class Supervisor:
         if not self.lease.taken:  # we started anew while the database was away
             self.ask(self.take_lease)
             return
-        kept = self.ask(self.lease.renew)
+        kept = self.ask(lambda: self.lease.renew(self.picture()))
         if kept:
             self.leased()
             if self.waker_lost:

@@ -21,7 +21,7 @@ from forkrunner.job import ENDED, Outcome, State
 from forkrunner.units import mask, show_bytes
 
 if TYPE_CHECKING:
-    from forkrunner.job import Attempt, Row
+    from forkrunner.job import Attempt, Row, SupervisorRow
 
 HIDDEN = "***"
 #: A URL and nothing else: prose with a colon and an @ somewhere in it is left alone.
@@ -92,6 +92,24 @@ def moment(when: datetime, now: datetime) -> str:
 def distance(when: datetime, now: datetime) -> str:
     seconds = (when - now).total_seconds()
     return f"in {duration(seconds)}" if seconds > 0 else f"{duration(-seconds)} ago"
+
+
+def molds_json(row: SupervisorRow) -> list[dict[str, Any]]:
+    """Return the molds of a supervisor: generation, target, pid, stage, and of one that drains how many it has left."""
+    found: list[dict[str, Any]] = json.loads(row.molds or "[]")
+    return found
+
+
+def molds_words(row: SupervisorRow) -> str:
+    words = []
+    for mold in molds_json(row):
+        text = f"gen {mold['generation']}"
+        if mold["target"] != row.target:
+            text += f" {mold['target']}"
+        if mold["stage"] != "serving":
+            text += f" {mold['stage']}"
+        words.append(text + (f" {mold['busy']}" if "busy" in mold else ""))
+    return short(", ".join(words), 100)
 
 
 def iso(when: datetime | None) -> str | None:

@@ -41,6 +41,7 @@ SAMPLES = {
     "grace": Sample(1.5, "1.5s", 1.5, True),
     "exit_timeout": Sample("500ms", "0.5", 0.5, 0),
     "store_timeout": Sample(2, "2s", 2.0, float("nan")),
+    "molds": Sample(3, "2, shop:runner", "3", "2,shop"),
     "mold_timeout": Sample(3, "3s", 3.0, 0),
     "mold_jobs": Sample(1000, "1000", 1000, -1),
     "mold_age": Sample("1h", "1h", 3600.0, "old"),
@@ -56,10 +57,11 @@ SAMPLES = {
     "runtime_dir": Sample("/run/x", " /run/x", "/run/x", "run/x"),
     "log_level": Sample("debug", "DEBUG", "debug", "loud"),
     "log_format": Sample("json", "json", "json", "xml"),
+    "reload": Sample(True, "on", True, 1),
     "allow_threads": Sample(True, "1", True, 1),
 }
 #: Where the text gives another value than the TOML value does.
-TEXT_VALUES = {"database": "postgresql+psycopg://u:pw@h/d"}
+TEXT_VALUES = {"molds": "2,shop:runner=1", "database": "postgresql+psycopg://u:pw@h/d"}
 
 every_setting = pytest.mark.parametrize("name", SETTINGS)
 

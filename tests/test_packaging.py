@@ -79,6 +79,7 @@ FLOORS = [
         "measure",
         "oom",
         "scratch",
+        "changes",
         "survivors",
         "live",
         "schema",

@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.Column("steps", sa.Text),
     ):
         op.add_column("forkrunner_attempts", column)
+    op.add_column("forkrunner_supervisors", sa.Column("molds", sa.Text))
     op.create_table(
         "forkrunner_outputs",
         sa.Column("job_id", ID, primary_key=True),
