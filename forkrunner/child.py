@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 #: Separates what faulthandler wrote into the report file from the frame: no stack holds a NUL.
 REPORT_MARK = b"\0"
 _DONE = json.dumps({"kind": "outcome", "outcome": "done"}).encode()
+_DONE_AND_TOLD = json.dumps({"kind": "outcome", "outcome": "done", "progress": True}).encode()
 #: The commonest report of all, of a task that said and returned nothing; made before the fork.
 DONE_WITH_NULL = REPORT_MARK + channel.pack_raw(_DONE, b"null")
 #: Characters of a traceback and of a message in a report; what is longer would not fit into a header.
@@ -149,7 +150,8 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable
         value = _call(place, place.tasks[job["task"]], job, arguments) if bare is None else bare()
         if value is not None or current.told:
             result = place.tasks[job["task"]].dump_result(value, place.result_limit)
-            report = REPORT_MARK + channel.pack_raw(_DONE, result.encode())
+            # other words than DONE_WITH_NULL, by which the mold knows that no progress is to be cleared away
+            report = REPORT_MARK + channel.pack_raw(_DONE_AND_TOLD if current.told else _DONE, result.encode())
     except BaseException as error:  # noqa: BLE001 - how an attempt ends is judged here, and nowhere else
         report = REPORT_MARK + channel.pack(_judge(error, job, place.tasks[job["task"]]))
         error.__traceback__ = None
