@@ -151,7 +151,9 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable
         if value is not None or current.told:
             result = place.tasks[job["task"]].dump_result(value, place.result_limit)
             # other words than DONE_WITH_NULL, by which the mold knows that no progress is to be cleared away
-            report = REPORT_MARK + channel.pack_raw(_DONE_AND_TOLD if current.told else _DONE, result.encode())
+            report = REPORT_MARK + channel.pack_raw(
+                _DONE_AND_TOLD if current.told else _DONE, result.encode()
+            )
     except BaseException as error:  # noqa: BLE001 - how an attempt ends is judged here, and nowhere else
         report = REPORT_MARK + channel.pack(_judge(error, job, place.tasks[job["task"]]))
         error.__traceback__ = None

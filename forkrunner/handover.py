@@ -101,6 +101,8 @@ class State(msgspec.Struct):
     away_since: float | None
     #: When the old image ended, monotonic.
     at: float
+    #: Jobs among the endings whose progress is to be cleared away.
+    shown: set[str] = set()
 
 
 class Given(NamedTuple):
@@ -218,6 +220,7 @@ def gather(supervisor: Supervisor) -> State:
         rescue_at=supervisor.rescue_at,
         away_since=supervisor.outage.since,
         at=clock.monotonic(),
+        shown=supervisor.shown,
     )
 
 
@@ -277,6 +280,7 @@ def adopt(supervisor: Supervisor, state: State) -> None:
         running.cancelling, running.paused = run.cancelling, run.paused
         supervisor.running[run.claim.id, run.claim.attempt] = running
     supervisor.endings.extend(state.endings)
+    supervisor.shown |= state.shown
     supervisor.write_at = 0.0 if state.endings else FOREVER
     supervisor.ended_count = supervisor.title_count = state.ended_count
     supervisor.quiet = state.quiet
