@@ -46,26 +46,12 @@ def load(
     try:
         with watch:
             for extra in preload:
-                name_of_module, _, function = extra.partition(":")
-                found: Any = importlib.import_module(name_of_module)
-                watch.look(name_of_module)
-                if function:
-                    for part in function.split("."):
-                        found = getattr(found, part)
-                    found()
-                    watch.look(f"{extra}()")
+                _warm_up(extra, watch)
             module = importlib.import_module(module_name)
             watch.look(module_name)
     except BaseException as error:
-        import traceback
-
-        lines = traceback.format_exception(error)
-        raise TargetError(
-            f"{target}: importing it raised {type(error).__name__}: {error} (looked in {folder})",
-            target=target,
-            traceback="".join(lines),
-        ) from error
-    found = module
+        raise _importing_raised(error, target, folder) from error
+    found: Any = module
     for part in (name or "runner").split("."):
         found = getattr(found, part, None)
     if not isinstance(found, Runner):
@@ -76,7 +62,44 @@ def load(
             f"{target}: expected a forkrunner.Runner called {name or 'runner'!r} in {module_name}, got {got}{hint}",
             target=target,
         )
+    try:
+        with watch:
+            # what only the code names can but come after it
+            for extra in () if preload else _names(found.code.get("preload")):
+                _warm_up(extra, watch)
+    except BaseException as error:
+        raise _importing_raised(error, target, folder) from error
     return found
+
+
+def _importing_raised(error: BaseException, target: str, folder: str) -> TargetError:
+    import traceback
+
+    return TargetError(
+        f"{target}: importing it raised {type(error).__name__}: {error} (looked in {folder})",
+        target=target,
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def _names(value: Any) -> list[str]:
+    # what else it may be, the supervisor refuses when it reads the settings of the code
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else ()
+    return [part.strip() for part in parts if isinstance(part, str) and part.strip()]
+
+
+def _warm_up(name: str, watch: Watch) -> None:
+    """Import MODULE, or call MODULE:FUNCTION."""
+    import importlib
+
+    module, _, function = name.partition(":")
+    found: Any = importlib.import_module(module)
+    watch.look(module)
+    if function:
+        for part in function.split("."):
+            found = getattr(found, part)
+        found()
+        watch.look(f"{name}()")
 
 
 def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int], watch: Watch) -> Place:
@@ -135,7 +158,7 @@ def look_for_trouble(watch: Watch) -> list[Finding]:
 
 def threads_in(findings: list[Finding]) -> str | None:
     """Say why there must be no fork while these threads are there; None: there are none."""
-    threads = [f"{what}, made by {by}" for kind, what, by in findings if kind.endswith("thread")]
+    threads = [f"{what}, made by {by}" for kind, what, by in findings if kind == "thread"]
     if not threads:
         return None
     return (

@@ -613,7 +613,7 @@ def check(words: tuple[str, ...], as_json: bool) -> int:
     if threads:
         problems.append(f"{app}: {threads}")
     warnings += [
-        safety.sentence(*finding) for finding in unsafe if not (threads and finding.kind.endswith("thread"))
+        safety.sentence(*finding) for finding in unsafe if not (threads and finding.kind == "thread")
     ]
     tasks = []
     for task in runner.tasks.values():

@@ -30,7 +30,7 @@ else:
 #: Kind → what becomes of it in a job.
 EFFECTS = {
     "thread": "jobs do not have it, and a lock that it holds at a fork stays locked in them",
-    "gRPC thread": "gRPC does not work in a process that was forked from one that has used it: make channels in the task",
+    "gRPC": "it does not work in a process that was forked from one that has used it: make channels in the task",
     "socket": "jobs find it closed: connect in the task, or in an after_fork hook",
     "SQLite file": "jobs find it closed: SQLite must not be used on both sides of a fork",
     "event loop": "it is of no use in jobs, which must not share it: make it in the task",
@@ -40,7 +40,7 @@ EFFECTS = {
 _SQLITE = (".db", ".sqlite", ".sqlite3", "-wal", "-shm")
 _GPU = ("/dev/nvidia", "/dev/kfd", "/dev/dri/")
 #: Beginnings of the names that gRPC's C core gives its threads.
-_GRPC = ("grpc", "event_engine", "timer_manager", "default-executo", "resolver-executo")
+_GRPC = ("grpc_", "event_engine", "timer_manager", "default-executo", "resolver-executo")
 _FRAMEWORKS = ("objc", "AppKit", "Foundation", "CoreFoundation", "_scproxy")
 
 
@@ -96,7 +96,16 @@ class Watch:
     def findings(self) -> list[Finding]:
         """Return what was made, and is still there."""
         now = _present()
-        found = [finding for key, finding in self._known.items() if finding.kind and key in now]
+        # gRPC's threads end before a fork by themselves, but what it shares over sockets and epoll does not
+        users = dict.fromkeys(
+            finding.by for finding in self._known.values() if finding.what.startswith(_GRPC)
+        )
+        found = [Finding("gRPC", "has been used", by) for by in users]
+        found += [
+            finding
+            for key, finding in self._known.items()
+            if finding.kind and key in now and not (finding.kind == "event loop" and finding.by in users)
+        ]
         used = [name for name in _FRAMEWORKS if name in sys.modules]
         if sys.platform == "darwin" and used and "OBJC_DISABLE_INITIALIZE_FORK_SAFETY" not in os.environ:
             found.append(Finding("Objective-C", ", ".join(used), "the application"))
@@ -130,8 +139,7 @@ def _threads() -> Iterator[tuple[object, tuple[str, str]]]:
                 own = file.read().strip()
         except OSError:
             continue
-        kind = "gRPC thread" if own.startswith(_GRPC) else "thread"
-        yield ("thread", id), (kind, names.get(id) or f"{own} (not Python's)")
+        yield ("thread", id), ("thread", names.get(id) or f"{own} (not Python's)")
 
 
 def _files() -> Iterator[tuple[object, tuple[str, str]]]:

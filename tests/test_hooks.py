@@ -304,6 +304,21 @@ def test_what_was_made_and_given_back_is_no_trouble(cli: Cli, sqlite_database: s
     assert cli.run("check", "jobs:runner", "--json").json["unsafe"] == []
 
 
+def test_what_the_code_names_is_preloaded_too(cli: Cli, sqlite_database: str) -> None:
+    source = """from forkrunner import Runner
+runner = Runner(preload=["colorsys", "warm:up"])
+@runner.task
+def tell() -> list[bool]:
+    import sys
+    return ["colorsys" in sys.modules, bool(sys.modules["warm"].kept)]
+"""
+    (cli.folder / "warm.py").write_text("kept = []\ndef up():\n    kept.append(1)\n")
+    with Bed(cli, sqlite_database, source=source) as bed:
+        supervisor = bed.start()
+        assert bed.ended(bed.put("tell")).result == "[true,true]"
+        bed.stop(supervisor)
+
+
 def test_a_preloaded_function_that_is_not_there(cli: Cli, sqlite_database: str) -> None:
     cli.env["FORKRUNNER_DATABASE"] = sqlite_database
     cli.write("from forkrunner import Runner\nrunner = Runner()\n")
