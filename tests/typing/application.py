@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, assert_type
 
-from forkrunner import Job, Outcome, Runner, State, Task, current_job, progress
+from forkrunner import Job, Outcome, Runner, State, Task, current_job, progress, safe_point
 
 runner = Runner("sqlite:///jobs.db", slots=4)
 
@@ -71,6 +71,24 @@ takes_a_task: Task[[str], bytes] = fetch
 current = current_job()
 if current is not None:
     assert_type(current.attempt, int)
+    assert_type(current.time_left, float | None)
+    assert_type(current.deadline, datetime | None)
+assert_type(job.cancel("why", actor="who").pause().resume(), Job[dict[str, int]])
+safe_point()
+safe_point({"row": 7})
+
+
+@runner.before_fork
+def warm_up() -> int:
+    return 1
+
+
+@runner.before_exit
+def flush() -> None: ...
+
+
+assert_type(warm_up(), int)
+runner.after_fork(flush)
 
 
 async def view() -> None:
@@ -94,3 +112,4 @@ wrong: str = convert.enqueue("a").result  # type: ignore[assignment]
 runner.task(max_attempts="3")  # type: ignore[call-overload]
 runner.enqueue("convert", ["a"])  # type: ignore[arg-type]
 job.state = State.DONE  # type: ignore[misc]
+runner.before_exit(convert)  # type: ignore[type-var]
