@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import resource
+import sys
 
 from . import units
 
@@ -35,6 +36,13 @@ def impose(limits: dict[str, Any], open_already: int) -> None:
         PermissionError: a negative `nice` without the privilege.
     """
     global _data_at_start, _resident_at_start
+    if "temporary_folder" in limits:
+        # its mold removes it; not for the application's own processes, which go on with theirs
+        os.mkdir(limits["temporary_folder"], 0o700)
+        os.environ["TMPDIR"] = limits["temporary_folder"]
+        if "tempfile" in sys.modules:
+            # it may have looked before, in the mold
+            setattr(sys.modules["tempfile"], "tempdir", None)  # noqa: B010 - not imported by us
     if "memory" in limits:
         # RLIMIT_DATA: it counts private writable memory only, so a big file can still be mapped. What the
         # application had loaded is in it at the start, and so does not count.

@@ -175,6 +175,8 @@ class Mold:
         self.family = process.Family()
         #: Killed, and not known to be reaped: not to be counted twice.
         self.doomed: set[int] = set()
+        #: Those that remove folders: no jobs, and not to be killed.
+        self.helpers: set[int] = set()
 
     def run(self) -> None:
         while not (self.ending and not self.children.busy and not self.outgoing):
@@ -442,6 +444,7 @@ class Mold:
             dead = self.children.died(pid)
             if dead is None:
                 strangers = True
+                self.helpers.discard(pid)
             elif dead.job is None:
                 # spares that die by themselves must not be forked as fast as they die
                 self.spare_deaths += 1
@@ -456,6 +459,8 @@ class Mold:
             self.outgoing += self.ended(dead, status, usage, now)
             if dead.asked:
                 self.board.clear(dead.pid)
+            if dead.job and "limits" in dead.job:
+                self.remove_folder(dead.job["limits"].get("temporary_folder"))
             self.release(dead)
 
     def sweep(self, dead: list[Child]) -> None:
@@ -465,10 +470,11 @@ class Mold:
         not waited for here: its own death wakes us, and then we get what that leaves.
         """
         found = self.family.look()
-        if found.count(b" ") == len(self.children):
+        if found.count(b" ") == len(self.children) + len(self.helpers):
             self.doomed.clear()
             return
-        left = [pid for pid in map(int, found.split()) if pid not in self.children.pids()]
+        ours = self.children.pids() | self.helpers
+        left = [pid for pid in map(int, found.split()) if pid not in ours]
         for pid in left:
             if pid not in self.doomed and (session := process.session_of(pid)) is not None:
                 killed = process.kill_tree(pid)
@@ -477,6 +483,14 @@ class Mold:
                 if owner is not None:
                     owner.leftover += len(set(killed) - self.doomed)
                 self.doomed.update(killed)
+
+    def remove_folder(self, path: str | None) -> None:
+        """Let the temporary folder of an ended job be removed; what is left of it goes with the supervisor."""
+        if path is not None:
+            try:
+                self.helpers.add(process.remove_folder(path))
+            except OSError:
+                pass
 
     def ended(self, dead: Child, status: int, usage: Any, now: float) -> bytes:
         """Put together all that is known of an ended attempt, as a frame for the supervisor."""

@@ -281,6 +281,15 @@ def thaw(pid: int) -> None:
     kill_group(pid, signal.SIGCONT)
 
 
+def remove_folder(path: str) -> int:
+    """Start removing a folder with all that is in it, which may take long; return the pid of who does it.
+
+    Raises:
+        OSError: no process can be made.
+    """
+    return os.posix_spawn("/bin/rm", ["rm", "-rf", "--", path], {}, setsigmask=[])
+
+
 def session_of(pid: int) -> int | None:
     """Return the session of a process, which for a job's is the job's pid unless it made one of its own.
 

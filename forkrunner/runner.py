@@ -463,6 +463,7 @@ class Runner:
             open_files: int | None = None,
             file_size: Size | None = None,
             nice: int | None = None,
+            temporary_folder: bool = False,
             at_most_once: bool = False,
             requeue_on_reload: bool = False,
         ) -> Decorator: ...
@@ -474,7 +475,7 @@ class Runner:
         `max_attempts` tries at most, after exceptions of `retry_for` and not of `give_up_on`, with waits of
         `backoff` seconds, doubled each time up to `backoff_cap`, or given one by one; `max_crashes` is how
         often it may take its process along. `timeout`, `memory`, `cpu_seconds`, `open_files`, `file_size`, `nice`:
-        limits, None for no limit. `grace`: time between TERM and KILL. `at_most_once`: never started again once
+        limits, None for no limit. `temporary_folder`: TMPDIR is a folder of its own, removed at its end. `grace`: time between TERM and KILL. `at_most_once`: never started again once
         claimed, whatever happened. `requeue_on_reload`: on a reload its jobs leave at their next safe point and
         go on with the new code.
         Raises ConfigError.

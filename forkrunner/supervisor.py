@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from . import __version__, changes, clock, handover, identity, process, survivors
+from . import __version__, changes, clock, handover, identity, process, survivors, temporary
 from .changes import Changes
 from .errors import ConfigError, StoreError, StoreUnavailable, TargetError
 from .foundry import Foundry, how_it_ended
@@ -135,6 +135,8 @@ class Supervisor:
         self.log = log
         self.reload_settings = reload_settings
         self.running: dict[Key, Running] = {}
+        #: Where jobs that ask for one have a temporary folder.
+        self.temporary = temporary.folder()
         self.endings: deque[Ending] = deque()
         #: Jobs in `endings` that may have told their progress; it is cleared away when the row says more.
         self.shown: set[str] = set()
@@ -239,6 +241,7 @@ class Supervisor:
         self.insist(self.take_lease)
         # also those of a supervisor whose row somebody else has taken away
         survivors.kill_marked()
+        temporary.prepare()
         self.open_waker()
         self.log.emit(
             "supervisor.started",
@@ -282,6 +285,7 @@ class Supervisor:
                 self.store.close()
         except StoreError:
             pass
+        temporary.remove()
         if released:
             self.lease.lock.remove()
         # else the file stays, and nobody locks it from now on: with it others of this host prove our death
@@ -549,7 +553,9 @@ class Supervisor:
             }
             if options.get("timeout") is not None:
                 header["timeout"] = options["timeout"]
-            if limits := {name: options[name] for name in LIMITS if options.get(name) is not None}:
+            if limits := {name: options[name] for name in LIMITS if options.get(name)}:
+                if "temporary_folder" in limits:
+                    limits["temporary_folder"] = f"{self.temporary}/{claim.id}-{claim.attempt}"
                 header["limits"] = limits
             if claim.cursor is not None:
                 header["cursor"] = claim.cursor

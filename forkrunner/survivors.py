@@ -23,6 +23,16 @@ def mark() -> str:
     return f"{identity.pid_namespace()}:{pid}:{identity.start_ticks(pid)}"
 
 
+def is_dead(mark: str) -> bool:
+    """Say whether it is certain that the supervisor with that mark is dead."""
+    namespace, _, rest = mark.partition(":")
+    pid, _, ticks = rest.partition(":")
+    # another namespace has other pids: its supervisors are not ours to judge
+    if namespace != identity.pid_namespace() or not (pid.isdigit() and ticks.isdigit()):
+        return False
+    return identity.start_ticks(int(pid)) != int(ticks)
+
+
 def kill_marked() -> int:
     """Kill whatever carries the mark of a supervisor that is dead; return how many."""
     found = 0
@@ -69,12 +79,7 @@ def _is_orphan(environment: bytes) -> bool:
     start = f"{VARIABLE}=".encode()
     for variable in environment.split(b"\0"):
         if variable.startswith(start):
-            namespace, _, rest = variable[len(start) :].decode("ascii", "replace").partition(":")
-            pid, _, ticks = rest.partition(":")
-            # another namespace has other pids: its supervisors are not ours to judge
-            if namespace != identity.pid_namespace() or not (pid.isdigit() and ticks.isdigit()):
-                return False
-            return identity.start_ticks(int(pid)) != int(ticks)
+            return is_dead(variable[len(start) :].decode("ascii", "replace"))
     return False
 
 

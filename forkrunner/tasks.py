@@ -142,6 +142,7 @@ _OPTIONS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
     "open_files": (_or_none(_whole(1, 2**20)), True),
     "file_size": (_some_bytes, True),
     "nice": (_or_none(_whole(-20, 19)), True),
+    "temporary_folder": (_switch, True),
     "at_most_once": (_switch, False),
     "requeue_on_reload": (_switch, False),
     "delay": (_seconds, False),
@@ -164,12 +165,13 @@ DEFAULTS: Mapping[str, Any] = {
     "open_files": None,
     "file_size": None,
     "nice": None,
+    "temporary_folder": False,
     "at_most_once": False,
     "requeue_on_reload": False,
 }
 
 #: Limits of a job's process beside `timeout`: set in it before the task is called, and watched by the mold.
-LIMITS = ("memory", "cpu_seconds", "open_files", "file_size", "nice")
+LIMITS = ("memory", "cpu_seconds", "open_files", "file_size", "nice", "temporary_folder")
 
 #: What whoever runs the jobs must know of a task.
 _POLICY = (
@@ -249,6 +251,8 @@ class Task(Generic[P, R]):
     file_size: int | None
     #: How much nicer than its supervisor it is to others; below 0, which needs privileges, less nice.
     nice: int | None
+    #: It has a folder of its own as TMPDIR, which is removed when it has ended.
+    temporary_folder: bool
     at_most_once: bool
     #: On a reload its jobs leave the old code at their next safe point and go on with the new.
     requeue_on_reload: bool
@@ -339,6 +343,7 @@ class Task(Generic[P, R]):
         open_files: int | None = UNSET,
         file_size: Size | None = UNSET,
         nice: int | None = UNSET,
+        temporary_folder: bool = UNSET,
         max_attempts: int = UNSET,
         max_crashes: int = UNSET,
         backoff: Duration | Sequence[Duration] = UNSET,
@@ -360,6 +365,7 @@ class Task(Generic[P, R]):
             "open_files": open_files,
             "file_size": file_size,
             "nice": nice,
+            "temporary_folder": temporary_folder,
             "max_attempts": max_attempts,
             "max_crashes": max_crashes,
             "backoff": backoff,

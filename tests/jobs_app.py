@@ -20,6 +20,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any, NoReturn
 
@@ -410,6 +411,22 @@ def write_much(path: str, kilobytes: int, ignore: bool = True) -> int:
             file.write(b"x" * 1024)
             file.flush()
     return os.path.getsize(path)
+
+
+@runner.task(temporary_folder=True)
+def leave_files(then: str) -> list[str]:
+    """Leave files in the temporary folder: by Python, by C code, by a program; and folders that cannot be entered."""
+    folder = tempfile.gettempdir()
+    with open(tempfile.mkstemp()[1], "w") as file:
+        file.write("x")
+    os.makedirs(os.path.join(folder, "a", "b"))
+    name = subprocess.run(["mktemp"], capture_output=True, text=True, check=True).stdout.strip()
+    print(folder)
+    if then == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while then == "timeout":
+        time.sleep(60)
+    return [folder, os.path.dirname(name)]
 
 
 @runner.task

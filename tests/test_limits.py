@@ -5,6 +5,8 @@ Named how × ending, against the real CLI. Nobody is asked whether a process is 
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import time
@@ -124,6 +126,42 @@ def test_a_new_supervisor_spares_what_the_jobs_of_others_have_started(cli: Cli, 
         bed.store.cancel(id)
         bed.ended(id)
         bed.stop(first, second)
+
+
+def test_the_temporary_folder_of_a_job_goes_with_it(bed: Bed) -> None:
+    """However it ends; also of the supervisor's own nothing is left."""
+    supervisor = bed.start(slots=3, env={"TMPDIR": str(bed.folder)})
+    ids = {then: bed.put("leave_files", {"then": then}, options=THEN[then][0]) for then in THEN}
+    everyone = bed.folder / f"forkrunner-jobs-{os.geteuid()}"
+    folders = set()
+    for then, id in ids.items():
+        row = bed.ended(id)
+        assert row.attempts[0].outcome == THEN[then][1]
+        folder = Path(str(row.attempts[0].output_tail).strip())
+        assert folder.parent.parent == everyone
+        if then == "return":
+            assert json.loads(str(row.result)) == [str(folder)] * 2
+        folders.add(folder)
+    assert len(folders) == 3
+    wait_until(lambda: not any(folder.exists() for folder in folders), LONG, f"the end of {folders}")
+    bed.stop(supervisor)
+    assert list(everyone.iterdir()) == []
+
+
+def test_the_temporary_folders_of_a_killed_supervisor_go_with_the_next_start(
+    cli: Cli, sqlite_database: str
+) -> None:
+    with Bed(cli, sqlite_database) as bed:
+        first = bed.start(env={"TMPDIR": str(bed.folder)})
+        bed.put("leave_files", {"then": "timeout"}, options={"timeout": 60, "max_crashes": 1})
+        everyone = bed.folder / f"forkrunner-jobs-{os.geteuid()}"
+        wait_until(lambda: list(everyone.glob("*/*/a/b")), LONG, "the job's files")
+        (old,) = everyone.iterdir()
+        first.signal(signal.SIGKILL)
+        first.wait()
+        second = bed.start(env={"TMPDIR": str(bed.folder)})
+        assert not old.exists()
+        bed.stop(second)
 
 
 PRELOADED = """

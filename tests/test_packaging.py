@@ -81,6 +81,7 @@ FLOORS = [
         "scratch",
         "changes",
         "survivors",
+        "temporary",
         "live",
         "schema",
         "migrations",
