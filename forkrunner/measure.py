@@ -80,14 +80,15 @@ def blocked_in(pid: int) -> dict[str, str]:
     `stack` is there for root only. Signals are masks of the kernel's, in which bit 0 is signal 1.
     """
     found = {}
-    for name in ("wchan", "syscall", "stack"):
-        text = _read(f"/proc/{pid}/{name}")
-        if text and text != "0":
-            found[name] = text[:_STACK_LIMIT]
     for line in _read(f"/proc/{pid}/status").splitlines():
         name, _, value = line.partition(":")
         if name in ("State", "Threads", "SigBlk", "SigIgn", "SigCgt"):
             found[name] = value.strip()
+    for name in ("wchan", "syscall", "stack"):
+        text = _read(f"/proc/{pid}/{name}")
+        if text and text != "0":
+            # of a stack a line for each function, the innermost first
+            found[name] = text.replace("[<0>] ", "").replace("\n", " < ")[:_STACK_LIMIT]
     return found
 
 
