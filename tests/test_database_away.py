@@ -6,6 +6,7 @@ ever runs twice at the same time: the kernel's lock of each job says so, see job
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sqlite3
@@ -115,6 +116,9 @@ def test_frozen_for_seconds_while_jobs_run(bed: Bed, postgres: Postgres) -> None
     assert (row.state, attempt.outcome) == (State.FAILED, Outcome.TIMED_OUT)
     assert attempt.finished_at is not None
     assert attempt.finished_at < back
+    due, *_, ended = json.loads(str(attempt.steps))
+    assert due["after"] < 2.5, "its time limit struck when it was due"
+    assert ended["after"] < due["after"] + 1.5
     assert bed.ended(long).state == State.DONE
     after = bed.put("work")
     assert bed.ended(after).state == State.DONE
