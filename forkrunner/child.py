@@ -13,11 +13,12 @@ import os
 import sys
 from os import getpid, write
 
-from . import channel, current, limits
+from . import channel, limits
+from .current import current
 from .errors import LeaveJob
 from .hooks import run_before_exit
 from .process import Reserved, flush_all, leave, show_title, title_bytes
-from .progress import end
+from .progress import end as end_progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,12 +93,11 @@ def main(place: Place, start: Start) -> None:
     status = 70
     message, title, bare = start
     try:
-        leave(place.mold, place.base)
+        leave(place.mold, place.base, title)
         if place.reconnect:
             # databases: never close (that would say goodbye for the mold), never use
             for step in place.reconnect:
                 step()
-        show_title(title)
         if message is None:
             message = _wait_for_a_job(place.job_fd)
             if message is not None:
@@ -113,7 +113,8 @@ def main(place: Place, start: Start) -> None:
         except BaseException:  # noqa: BLE001 - as above
             pass
     finally:
-        place.exit(status)
+        end = place.exit
+        end(status)
 
 
 def start_of(place: Place, message: Message | None) -> Start:
@@ -164,10 +165,12 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable
         # the job forked and this is its child coming back through the task: it is not the attempt
         os._exit(0)
     if current.told:
-        end()
-    written = write(place.report_fd, report)
-    while written < len(report):
-        written += write(place.report_fd, report[written:])
+        end_progress()
+    if report is DONE_WITH_NULL:
+        write(place.report_fd, report)
+    else:
+        while report:
+            report = report[write(place.report_fd, report) :]
     if place.before_exit:
         run_before_exit(place.before_exit, place.exit_timeout)
         flush_all()

@@ -1,7 +1,7 @@
 """What this process runs: set by a child before it calls the task, read by whoever asks inside it.
 
-A module of its own, with nothing in it, because a child's every line costs copied
-pages: setting one attribute here is all that it does for `current_job` and `progress`.
+A module of its own, and one object with slots, because a child's every line costs copied
+pages: setting two attributes here is all that it does for `current_job` and `progress`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Header of the running job, as it came from the supervisor; None outside of a child.
-job: dict[str, Any] | None = None
-#: Its arguments as they are in the row, JSON.
-arguments = b"{}"
-#: Set in the mold, before the forks: its pid, and the memory that it shares with its children (`safepoint.py`).
-mold = 0
-board: memoryview | None = None
-#: Where progress goes (`progress.place`), known before the fork.
-place: dict[str, Any] | None = None
-#: The job has told its progress, which now is somewhere.
-told = False
+
+class Current:
+    __slots__ = ("arguments", "board", "job", "mold", "place", "told")
+
+    def __init__(self) -> None:
+        #: Header of the running job, as it came from the supervisor; None outside of a child.
+        self.job: dict[str, Any] | None = None
+        #: Its arguments as they are in the row, JSON.
+        self.arguments = b"{}"
+        #: Set in the mold, before the forks: its pid, and the memory that it shares with its children (`safepoint.py`).
+        self.mold = 0
+        self.board: memoryview | None = None
+        #: Where progress goes (`progress.place`), known before the fork.
+        self.place: dict[str, Any] | None = None
+        #: The job has told its progress, which now is somewhere.
+        self.told = False
+
+
+current = Current()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from . import current
+from .current import current
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

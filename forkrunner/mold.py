@@ -21,9 +21,10 @@ import os
 import signal
 import sys
 
-from . import channel, child, clock, current, measure, process, safepoint, scratch, units
+from . import channel, child, clock, measure, process, safepoint, scratch, units
 from .application import load, settle
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
+from .current import current
 from .errors import ForkrunnerError, TargetError
 from .oom import OomKiller
 from .safety import Watch

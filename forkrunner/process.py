@@ -26,6 +26,7 @@ _libc = ctypes.CDLL(None)
 _set_mask = _libc.pthread_sigmask
 _prctl = _libc.prctl if LINUX else None
 _flush_c = _libc.fflush
+_copy = _libc.memcpy
 # names of this module, since a look-up in another one costs each forked child two or three copied pages more
 _getppid, _setsid, _close_range = os.getppid, os.setsid, os.closerange
 #: signal.signal without its conversions to enums, which touched more pages in a child than all the rest
@@ -38,8 +39,7 @@ _MAP_SHARED = 0x1 | 0x20 | 0x4000 if LINUX else 0x1 | 0x1000
 
 # glibc's and musl's sigset_t have 128 bytes; macOS uses four of them
 _SETMASK = int(signal.SIG_SETMASK)
-_NO_SIGNALS = ctypes.create_string_buffer(b"\0" * 128, 128)
-_ALL_SIGNALS = ctypes.create_string_buffer(b"\xff" * 128, 128)
+_NO_SIGNALS, _ALL_SIGNALS = b"\0" * 128, b"\xff" * 128
 
 #: Asks a child for the stacks of its threads; a real-time signal that nobody else uses.
 DUMP_SIGNAL = signal.SIGRTMIN + 5 if LINUX else signal.SIGINFO  # type: ignore[attr-defined,unused-ignore]
@@ -67,10 +67,10 @@ def adopt_orphans() -> None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def leave(parent: int, base: int) -> None:
+def leave(parent: int, base: int, title: bytes) -> None:
     """Make a forked process one of its own, in this order; one function, since each call costs copied pages.
 
-    From `base` on descriptors are the parent's own.
+    From `base` on descriptors are the parent's own. The title is one of `title_bytes`.
     """
     # first, since from here on the parent may die at any time
     if _prctl:
@@ -89,6 +89,10 @@ def leave(parent: int, base: int) -> None:
     _set_mask(_SETMASK, _NO_SIGNALS, None)
     # before the application's code can run with the mold's descriptors
     _close_range(base, _HIGHEST)
+    if _title_place is not None:
+        _copy(_title_place, title, _TITLE_LENGTH)
+    else:
+        show_title(title)
 
 
 #: The caller has blocked all signals, in a mold for ever: one that came between the fork and
@@ -429,7 +433,7 @@ class Poll:
 
 _set_title = None
 #: Where ps finds the title of this process and of its forks, once setproctitle has made room there.
-_title_place: ctypes.Array[ctypes.c_char] | None = None
+_title_place: ctypes.c_void_p | None = None
 #: Bytes of a title that is written there by hand.
 _TITLE_LENGTH = 160
 
@@ -464,7 +468,7 @@ def load_title() -> None:
 def title(text: str) -> None:
     """Show `text` in ps."""
     if _title_place is not None:
-        _title_place.raw = title_bytes(text)
+        show_title(title_bytes(text))
         return
     if _set_title is None:
         load_title()
@@ -473,16 +477,15 @@ def title(text: str) -> None:
 
 
 def title_bytes(text: str) -> bytes:
-    """Return a title as `show_title` takes it."""
+    """Return a title as `leave` and `show_title` take it: a mold makes it before the fork."""
     return f"forkrunner: {text}".encode()[:_TITLE_LENGTH].ljust(_TITLE_LENGTH, b"\0")
 
 
 def show_title(data: bytes) -> None:
-    """Show a title that was made before the fork; a child of a mold copies 8 pages less for it."""
     if _title_place is not None:
-        _title_place.raw = data
+        _copy(_title_place, data, _TITLE_LENGTH)
     else:
-        title(data.rstrip(b"\0").decode()[12:])
+        title(data.rstrip(b"\0").decode(errors="ignore")[12:])
 
 
 def share_title() -> None:
@@ -496,7 +499,7 @@ def share_title() -> None:
     # arg_start and env_end: setproctitle has moved away what was between them
     start, end = int(fields[45]), int(fields[48])
     if end - start > _TITLE_LENGTH and ctypes.string_at(start, 12) == b"forkrunner: ":
-        _title_place = (ctypes.c_char * _TITLE_LENGTH).from_address(start)
+        _title_place = ctypes.c_void_p(start)
         if _prctl:
             _prctl(_PR_SET_NAME, b"forkrunner", 0, 0, 0)
 

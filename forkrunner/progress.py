@@ -16,7 +16,8 @@ import json
 import os
 from errno import EBADF
 
-from . import clock, current
+from . import clock
+from .current import current
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import re
 import time
 from _thread import allocate_lock
 
-from forkrunner import clock, current
+from forkrunner import clock
 from forkrunner.arguments import describe, did_you_mean, dump_named
+from forkrunner.current import current
 from forkrunner.errors import EnqueueError, JobNotFound, WaitTimeout
 from forkrunner.hooks import Hooks
 from forkrunner.tasks import (

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 
-from . import current
+from .current import current
 from .errors import CursorError, LeaveJob
 
 TYPE_CHECKING = False

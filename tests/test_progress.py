@@ -23,7 +23,8 @@ from tests.support import wait_until
 JOB = "0198c5d0-0000-7000-8000-000000000001"
 PRELUDE = """
 import json, os, sys, time
-from forkrunner import current, progress
+from forkrunner import progress
+from forkrunner.current import current
 module = sys.modules["forkrunner.progress"]
 from forkrunner.progress import Reader, follow, step, tqdm, track, trange
 place = json.loads(sys.argv[1])
