@@ -85,10 +85,10 @@ def test_a_shell_with_children_that_times_out_is_gone_within_its_grace(bed: Bed)
 
 @pytest.mark.parametrize("how", HOW)
 def test_kill_of_the_supervisor_and_the_next_one_ends_what_its_jobs_had_started(
-    cli: Cli, sqlite_database: str, how: str
+    cli: Cli, database: str, how: str
 ) -> None:
     """Mold and job die with it, by the kernel; their programs do not, and are found by their mark, forks by the lock."""
-    with Bed(cli, sqlite_database) as bed:
+    with Bed(cli, database) as bed:
         first = bed.start(slots=2)
         path = bed.folder / "pids"
         id = bed.put(
