@@ -166,7 +166,7 @@ def test_hup_while_quiet(sqlite_bed: Bed) -> None:
     bed = sqlite_bed
     supervisor = bed.start()
     supervisor.signal(signal.SIGTSTP)
-    supervisor.wait_log("quiet", LONG)
+    supervisor.wait_log("quiet: no more jobs", LONG)
     id = bed.put("which")
     reload(bed, supervisor, source("new"), 2)
     assert bed.row(id).state == State.PENDING
@@ -181,7 +181,7 @@ def test_hup_while_stopping(sqlite_bed: Bed) -> None:
     id = bed.put("which", {"path": bed.path("go")})
     bed.wait_noted("start", id)
     supervisor.signal(signal.SIGTERM)
-    supervisor.wait_log("stopping", LONG)
+    supervisor.wait_log(r"stopping \(SIGTERM\)", LONG)
     supervisor.signal(signal.SIGHUP)
     supervisor.wait_log("SIGHUP is ignored: it is stopping", LONG)
     bed.let_go()

@@ -213,7 +213,7 @@ def test_usr2_while_stopping(sqlite_bed: Bed) -> None:
     id = bed.put("hold", {"path": bed.path("go")})
     bed.wait_noted("start", id)
     supervisor.signal(signal.SIGTERM)
-    supervisor.wait_log("stopping", LONG)
+    supervisor.wait_log(r"stopping \(SIGTERM\)", LONG)
     supervisor.signal(signal.SIGUSR2)
     supervisor.wait_log("SIGUSR2 is ignored: it is stopping", LONG)
     bed.let_go()
@@ -226,7 +226,7 @@ def test_usr2_while_quiet(sqlite_bed: Bed) -> None:
     bed = sqlite_bed
     supervisor = bed.start()
     supervisor.signal(signal.SIGTSTP)
-    supervisor.wait_log("quiet", LONG)
+    supervisor.wait_log("quiet: no more jobs", LONG)
     id = bed.put("work")
     upgrade(supervisor)
     running = bed.put("work")
