@@ -830,7 +830,7 @@ class Supervisor:
             self.start_anew()
 
     def start_anew(self) -> None:
-        """Take a new identity: somebody believed us dead, so nothing of the old one may be written."""
+        """Take a new identity: somebody believed us dead. What had ended is reported once more, under the old one."""
         lost = len(self.running)
         self.write_late_endings()
         self.running.clear()
