@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.servers import PACKAGES, Memcached, PgBouncer, Postgres, Server, find, tree
+from tests.servers import PACKAGES, Browser, Memcached, PgBouncer, Postgres, Server, find, tree
 from tests.support import Cli, alive, descendants, kill_all, wait_until
 
 #: Servers that must be there: a missing one fails its tests instead of skipping them.
@@ -31,7 +31,12 @@ settings.load_profile("forkrunner")
 
 _MISSING = "server missing: "
 #: Fixture → the marker of each test that uses it, and the package that it needs.
-_FIXTURES = {"postgres": "postgresql", "memcached": "memcached", "pgbouncer": "pgbouncer"}
+_FIXTURES = {
+    "postgres": "postgresql",
+    "memcached": "memcached",
+    "pgbouncer": "pgbouncer",
+    "browser": "chromium",
+}
 
 #: Those that run; the check after each test leaves them alone and repairs what a test did to them.
 _servers: list[Server] = []
@@ -71,6 +76,13 @@ def pgbouncer(postgres: Postgres) -> Iterator[Server]:
     """PgBouncer in transaction mode before `postgres`."""
     _need("pgbouncer")
     yield from _serve(PgBouncer(postgres))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Server]:
+    """Chromium; `browser.open()` gives a fresh one."""
+    _need("chromium-driver")
+    yield from _serve(Browser())
 
 
 @pytest.fixture

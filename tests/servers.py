@@ -30,7 +30,12 @@ from pathlib import Path
 from typing import Any, Self
 
 #: Debian package, binary. In the order in which they are reported.
-PACKAGES = {"postgresql": "initdb", "memcached": "memcached", "pgbouncer": "pgbouncer"}
+PACKAGES = {
+    "postgresql": "initdb",
+    "memcached": "memcached",
+    "pgbouncer": "pgbouncer",
+    "chromium-driver": "chromedriver",  # brings chromium of the same version along
+}
 
 _FOLDERS = (
     *sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[4]), reverse=True),
@@ -425,6 +430,51 @@ class PgBouncer(Server):
     def url(self, database: str = "postgres") -> str:
         """Return the SQLAlchemy URL of a database, through PgBouncer."""
         return f"postgresql+psycopg://{self.postgres.user_name}@127.0.0.1:{self.port}/{database}"
+
+
+class Browser(Server):
+    """Chromium without a window, and the driver that takes commands for it."""
+
+    name = "chromium"
+    # It ends the browser too.
+    death_signal = "TERM"
+    _FLAGS = (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic"),
+        *(
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ),
+        *("--window-size=800,300", "--force-color-profile=srgb"),
+    )
+
+    def command(self) -> list[str]:
+        binary = find("chromedriver")
+        assert binary, "chromium-driver is not installed"
+        return ["env", f"HOME={self.folder}", f"TMPDIR={self.folder}", binary, f"--port={self.port}"]
+
+    def open(self) -> Any:
+        """Return a Selenium driver of a fresh browser; the caller quits it."""
+        from selenium import webdriver
+        from selenium.webdriver.remote.file_detector import UselessFileDetector
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = find("chromium") or ""
+        for flag in self._FLAGS:
+            options.add_argument(flag)
+        options.add_argument(f"--user-data-dir={self.folder}/profile{time.monotonic_ns()}")
+        driver = webdriver.Remote(f"http://127.0.0.1:{self.port}", options=options)
+        # files are on this host: they need not be sent to the driver
+        driver.file_detector = UselessFileDetector()
+        return driver
+
+    def own(self, path: Path) -> Path:
+        """Copy a file to where the browser, which is another user's, may read it."""
+        copy = self.folder / path.name
+        shutil.copyfile(path, copy)
+        copy.chmod(0o644)
+        return copy
 
 
 def sweep() -> None:

@@ -1,0 +1,263 @@
+"""In a real browser: a file is uploaded, its bar moves, ends, gets lost and comes back. Screenshots go to build/screenshots."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver.common.by import By
+
+from forkrunner.store import Store
+from tests.servers import Browser, Memcached, free_port
+from tests.support import Cli, Process, wait_until
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "contrib/trackconvert/samples"
+SHOTS = ROOT / "build/screenshots"
+SCRIPT = ROOT / "forkrunner/static/forkrunner.js"
+
+
+class Desk:
+    """A browser, a web server that can be restarted, and a supervisor that is started when it is wanted."""
+
+    def __init__(self, cli: Cli, browser: Browser, driver: Any, memcached: Memcached) -> None:
+        self.cli, self.browser, self.driver = cli, browser, driver
+        self.port = free_port()
+        self.database = f"sqlite:///{cli.folder}/jobs.db"
+        cli.env |= {
+            "PYTHONPATH": f"{ROOT}:{ROOT}/contrib",
+            "FORKRUNNER_DATABASE": self.database,
+            "FORKRUNNER_RUNTIME_DIR": str(cli.folder / "runtime"),
+            "FORKRUNNER_PROGRESS_URL": memcached.url,
+            "FORKRUNNER_APP": "trackconvert.jobs:runner",
+        }
+        self.server = self.serve()
+
+    def serve(self) -> Process:
+        server = self.cli.start(self.port, python=["-m", "tests.upload_app"])
+        server.wait_log("Running on")
+        return server
+
+    def supervise(self) -> Process:
+        process = self.cli.start("run", "--slots", 1)
+        process.wait_log("forkrunner .* runs")
+        return process
+
+    def url(self, path: str = "/") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def upload(self, sample: str, pace: float = 0.0) -> str:
+        """Send a file through the form and return the id of the job that the page shows then."""
+        self.driver.get(self.url())
+        self.driver.find_element(By.NAME, "source").send_keys(str(self.browser.own(SAMPLES / sample)))
+        field = self.driver.find_element(By.NAME, "pace")
+        field.clear()
+        field.send_keys(str(pace))
+        self.driver.find_element(By.TAG_NAME, "button").click()
+        wait_until(lambda: "/watch/" in self.driver.current_url, message="the page of the job")
+        id: str = self.driver.current_url.split("/watch/")[1][:36]
+        return id
+
+    @property
+    def state(self) -> str:
+        return self.element.get_attribute("state") or ""
+
+    @property
+    def element(self) -> Any:
+        return self.driver.find_element(By.TAG_NAME, "forkrunner-progress")
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.element.text.split())
+
+    def bar(self, name: str) -> Any:
+        return self.driver.execute_script(
+            "return document.querySelector('progress').getAttribute(arguments[0])", name
+        )
+
+    def wait(self, state: str, predicate: Callable[[], object] = lambda: True, timeout: float = 30) -> None:
+        wait_until(lambda: self.state == state and predicate(), timeout, f"state {state}, not {self.text!r}")
+
+    def shoot(self, name: str) -> None:
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.driver.save_screenshot(str(SHOTS / f"{name}.png"))
+
+
+@pytest.fixture(scope="module")
+def driver(browser: Browser) -> Iterator[Any]:
+    driver = browser.open()
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def desk(cli: Cli, browser: Browser, driver: Any, memcached: Memcached) -> Desk:
+    first, *others = driver.window_handles
+    for other in others:
+        driver.switch_to.window(other)
+        driver.close()
+    driver.switch_to.window(first)
+    return Desk(cli, browser, driver, memcached)
+
+
+def test_an_upload_waits_runs_and_ends_with_a_link_to_its_result(desk):
+    first = desk.upload("pan.pftrack4.2dt", 0.01)
+    desk.wait("queued", lambda: desk.text == "Waiting next")
+    desk.upload("stereo.pftrack5.2dt", 0.35)
+    desk.wait("queued", lambda: desk.text == "Waiting 1 ahead")
+    assert desk.bar("value") is None, "nobody knows how far it is"
+    desk.shoot("queued")
+    supervisor = desk.supervise()
+    values = set()
+    while desk.state != "done":
+        values.add(desk.bar("value"))
+        if desk.state == "running" and len(values) == 4:
+            desk.shoot("running")
+            assert "Running" in desk.text
+            assert "%" in desk.text
+            assert "keyframes" in desk.text
+        time.sleep(0.05)  # as a person looks now and then
+    assert len(values - {None}) >= 5, values
+    assert [float(value) for value in sorted(values - {None})] == sorted(
+        float(value) for value in values - {None}
+    )
+    assert desk.bar("aria-valuenow") == "100"
+    desk.shoot("done")
+    assert desk.text == "Done Result"
+    desk.element.find_element(By.TAG_NAME, "a").click()
+    wait_until(lambda: "Tracker4" in desk.driver.page_source or "tracks" in desk.driver.page_source)
+    assert desk.driver.current_url.endswith(".nk")
+    desk.driver.get(desk.url(f"/watch/{first}"))
+    desk.wait("done")
+    assert supervisor.running
+
+
+def test_a_file_that_cannot_be_converted_ends_with_a_sentence(desk):
+    desk.supervise()
+    desk.upload("broken.txt")
+    desk.wait("failed")
+    desk.shoot("failed")
+    assert desk.text == "This could not be completed because of an error."
+    assert "nan" not in desk.driver.page_source
+
+
+def test_the_bar_is_back_after_a_restart_of_the_server(desk):
+    desk.supervise()
+    desk.upload("stereo.pftrack5.2dt", 0.6)
+    desk.wait("running", lambda: desk.bar("value"))
+    before = float(desk.bar("value"))
+    desk.server.signal(9)
+    desk.server.wait()
+    desk.wait("lost")
+    assert desk.text == "Connection lost, trying again"
+    assert float(desk.bar("value")) >= before, "what is known stays"
+    desk.shoot("lost")
+    desk.serve()
+    desk.wait("running")
+    assert float(desk.bar("value")) > before
+    desk.wait("done")
+
+
+def test_two_tabs_and_the_hidden_one_asks_nobody(desk):
+    desk.supervise()
+    id = desk.upload("stereo.pftrack5.2dt", 0.5)
+    desk.wait("running")
+    first = desk.driver.current_window_handle
+
+    def asked() -> int:
+        return desk.server.log.count(f"GET /jobs/{id}")
+
+    # what the browser does to a tab that nobody sees: headless ones are all seen
+    hide = "Object.defineProperty(document, 'hidden', {get: () => %s, configurable: true});"
+    fire = "document.dispatchEvent(new Event('visibilitychange'));"
+    desk.driver.execute_script(hide % "true" + fire)
+    desk.driver.switch_to.new_window("tab")
+    desk.driver.get(desk.url(f"/watch/{id}"))
+    desk.wait("running", lambda: desk.bar("value"))
+    desk.driver.execute_script(hide % "true" + fire)
+    time.sleep(0.3)  # an answer may be on its way
+    settled = asked()
+    time.sleep(1.2)  # longer than between two questions of a tab that is seen
+    assert asked() == settled, "both are hidden"
+    desk.driver.execute_script(hide % "false" + fire)
+    desk.wait("done")
+    desk.driver.switch_to.window(first)
+    assert desk.state == "running", "it has not asked since"
+    desk.driver.execute_script(hide % "false" + fire)
+    desk.wait("done")
+
+
+def test_cancelled_and_unknown(desk):
+    id = desk.upload("pan.pftrack4.2dt")
+    desk.wait("queued")
+    store = Store(desk.database)
+    store.cancel(id)
+    store.close()
+    desk.wait("cancelled")
+    assert desk.text == "Cancelled"
+    desk.shoot("cancelled")
+    desk.driver.get(desk.url("/watch/x"))
+    desk.wait("unknown")
+    assert desk.text == "There is no such job"
+    assert desk.bar("value") == "0", "nothing goes on"
+    desk.shoot("unknown")
+
+
+def test_what_a_screen_reader_gets(desk):
+    id = desk.upload("pan.pftrack4.2dt")
+    desk.wait("queued")
+    desk.supervise()
+    desk.wait("done")
+    element = desk.element
+    bar, status = (
+        element.find_element(By.TAG_NAME, "progress"),
+        element.find_element(By.CSS_SELECTOR, "[role=status]"),
+    )
+    assert (bar.aria_role, bar.accessible_name) == ("progressbar", "Conversion")
+    assert {name: bar.get_attribute(f"aria-value{name}") for name in ("min", "max", "now")} == {
+        "min": "0", "max": "100", "now": "100",
+    }  # fmt: skip
+    assert status.text == "Done"
+    # words of the page's own, another job, and out of the page and in again
+    desk.driver.execute_script(
+        "const e = arguments[0]; e.dataset.done = 'Fertig'; e.remove(); document.body.append(e)", element
+    )
+    wait_until(lambda: desk.text == "Fertig Result", message=desk.text)
+    desk.driver.execute_script("arguments[0].setAttribute('src', '/jobs/x')", element)
+    desk.wait("unknown")
+    assert id not in desk.text
+
+
+def test_the_function_of_the_module(desk):
+    id = desk.upload("pan.pftrack4.2dt", 0.2)
+    desk.wait("queued")
+    desk.supervise()
+    seen = desk.driver.execute_async_script(
+        """
+        const [id, script, over] = arguments, seen = [];
+        const {watch} = await import(script);
+        watch(`/jobs/${id}`, {
+            onProgress: (job) => seen.push(job.state),
+            onDone: (job) => over([seen, job.result_url]),
+            onError: (job) => over([seen, job]),
+        });
+        """,
+        id,
+        "/jobs/forkrunner.js",
+    )
+    assert seen[0][-1] == "done"
+    assert "busy" in seen[0]
+    assert seen[1].startswith("/results/")
+    unknown = desk.driver.execute_async_script(
+        "const [script, over] = arguments; (await import(script)).watch('/jobs/x', {onError: over})",
+        "/jobs/forkrunner.js",
+    )
+    assert unknown == {"state": "unknown"}
+
+
+def test_the_script_is_small():
+    assert SCRIPT.stat().st_size <= 6000
+    assert "import " not in SCRIPT.read_text()

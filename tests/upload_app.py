@@ -1,0 +1,61 @@
+"""The web application of the browser tests: upload a file of tracks, watch its conversion, fetch the result.
+
+Started as a process: `python -m tests.upload_app PORT`, in a folder that is its own. Plain WSGI; the endpoint is mounted at /jobs.
+"""
+
+from __future__ import annotations
+
+import sys
+from html import escape
+from pathlib import Path
+from secrets import token_hex
+
+from werkzeug.exceptions import NotFound
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.serving import run_simple
+from werkzeug.utils import redirect
+from werkzeug.wrappers import Request, Response
+
+from forkrunner.wsgi import progress_app
+from trackconvert.jobs import convert, runner
+
+progress = progress_app(runner, result_url=lambda job: f"/results/{Path(job.result['output']).name}")
+FILES = Path.cwd() / "files"
+PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><title>Convert tracks</title><link rel=icon href="data:,">
+<h1>Convert tracks</h1>
+{}
+"""
+FORM = """<form method=post enctype=multipart/form-data>
+<label>File <input type=file name=source></label> <label>Pace <input name=pace value=0></label> <button>Convert</button>
+</form>"""
+WATCH = """<script type=module src="/jobs/{script}"></script>
+<p>{name} <forkrunner-progress src="/jobs/{id}" label="Conversion"></forkrunner-progress></p>"""
+
+
+@Request.application
+def site(request: Request) -> Response:
+    place, _, id = request.path.strip("/").partition("/")
+    if place == "results":
+        return Response((FILES / id).read_bytes(), mimetype="text/plain")
+    if place == "watch":
+        words = WATCH.format(script=progress.script, id=escape(id), name=escape(request.args.get("name", "")))
+        return Response(PAGE.format(words), mimetype="text/html")
+    if place:
+        return NotFound().get_response(request.environ)
+    if request.method == "POST":
+        return upload(request)
+    return Response(PAGE.format(FORM), mimetype="text/html")
+
+
+def upload(request: Request) -> Response:
+    FILES.mkdir(exist_ok=True)
+    name, sent = token_hex(8), request.files["source"]
+    sent.save(FILES / f"{name}.txt")
+    pace = float(request.form["pace"])
+    job = convert.enqueue(FILES / f"{name}.txt", "nuke", FILES / f"{name}.nk", demo_pace=pace)
+    return redirect(f"/watch/{job.id}?name={Path(sent.filename or '').name}")
+
+
+if __name__ == "__main__":
+    run_simple("127.0.0.1", int(sys.argv[1]), DispatcherMiddleware(site, {"/jobs": progress}), threaded=True)
