@@ -151,10 +151,12 @@ def _nothing_left() -> Iterator[None]:
 
 #: Files that take long as a whole: they are about processes, not about an interpreter's version.
 _LONG = {
+    "test_browser",
     "test_cli",
     "test_database_away",
     "test_demo",
     "test_many",
+    "test_progress_faults",
     "test_signals",
     "test_trackconvert",
     "test_watch",

@@ -361,7 +361,8 @@ class Memcached(Server):
     def command(self) -> list[str]:
         binary = find("memcached")
         assert binary, "memcached is not installed"
-        return [binary, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-m", str(self.megabytes)]
+        options = ["-m", str(self.megabytes), *(["-I", "512k"] if self.megabytes == 1 else [])]
+        return [binary, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", *options]
 
     def ask(self, command: str) -> str:
         """Send a command and return the lines of its answer."""
