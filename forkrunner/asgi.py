@@ -1,4 +1,4 @@
-"""The HTTP endpoint for ASGI servers and frameworks: `wsgi.py` behind the other interface.
+"""The HTTP endpoint for ASGI servers and frameworks: `endpoint.py` behind the other interface.
 
 A look at memcached or at the database blocks, so it is made in the default executor of the server's event loop; no pool of
 threads is made here. A long poll waits in the loop and holds no thread.
@@ -13,8 +13,8 @@ from typing import Any
 from werkzeug.wrappers import Request
 
 from . import clock
+from .endpoint import Answer, ProgressApp, is_old
 from .runner import Runner
-from .wsgi import Answer, ProgressApp, is_old
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

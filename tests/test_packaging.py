@@ -51,7 +51,7 @@ FUNCTIONS = {
     },
     "signal.pidfd_send_signal": {"process"},
     # for the caller, who asked for it: Job.wait, Watcher.follow, `log -f`, a long poll
-    "time.sleep": {"logs", "runner", "watch", "wsgi"},
+    "time.sleep": {"endpoint", "logs", "runner", "watch"},
     "time.time": {"clock"},
     "time.monotonic": {"clock"},
 }
@@ -97,7 +97,8 @@ FLOORS = [
     },
     {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner", "watch"}
     | {"hooks", "safety", "loglines"},
-    {"cli", "invocation", "terminal", "bars", "logs", "wsgi", "asgi", "openapi", "testing", "__main__"},
+    {"cli", "invocation", "terminal", "bars", "logs", "testing", "__main__"}
+    | {"wsgi", "endpoint", "asgi", "openapi"},
 ]
 
 #: What the process that forks every job is kept free of: a fork costs in proportion to its memory.
