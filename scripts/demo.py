@@ -22,7 +22,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from forkrunner import ForkrunnerError, State
-from forkrunner.terminal import duration, short, size
+from forkrunner.terminal import duration, short
+from forkrunner.units import show_bytes
 from trackconvert import FORMATS, parse
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Conversion:
             self.fraction, self.message = 1.0, "done"
         elif self.state is State.FAILED:
             self.message = "failed"
-        elif said is not None:
+        elif said is not None and said["fraction"] is not None:  # before its first word nobody knows
             self.fraction, self.message = said["fraction"], short(said["message"] or "", 60)
 
 
@@ -303,7 +304,7 @@ def _bill(conversions: list[Conversion]) -> Iterator[str]:
         peak = max((a.peak_memory_bytes or 0 for a in attempts), default=0)
         outcome = str(attempts[-1].outcome) if attempts else str(each.state)
         rows.append(
-            (each.label, outcome, str(len(attempts)), duration(time_spent), duration(cpu), size(peak))
+            (each.label, outcome, str(len(attempts)), duration(time_spent), duration(cpu), show_bytes(peak))
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for n, row in enumerate(rows):
