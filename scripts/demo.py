@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from forkrunner import ForkrunnerError, State
 from forkrunner.terminal import duration, short
 from forkrunner.units import show_bytes
-from trackconvert import FORMATS, parse
+from trackconvert import FORMATS
 
 if TYPE_CHECKING:
     from forkrunner import Job
@@ -33,8 +33,8 @@ SAMPLES = Path(__file__).parent.parent / "contrib" / "trackconvert" / "samples"
 TARGET = "trackconvert.jobs:runner"
 #: Conversions of each file.
 _EACH = 2
-#: Seconds on the screen: of one tracker, and of all trackers of a file.
-_DWELL, _DWELL_IN_ALL = 0.2, 1.2
+#: Seconds that a small file takes at least, to be seen on the screen.
+_DWELL = 1.2
 #: A larger file takes long enough by itself, bytes.
 _SMALL = 1_000_000
 _POLL = 0.1
@@ -136,8 +136,9 @@ def run(files: list[tuple[str, str]], work: Path) -> int:
         taken = set[Path]()
         slow = False
         for number, (name, path) in enumerate(files):
-            own, pace = _look_at(path)
-            slow = slow or pace > 0
+            own = _format_of(path)
+            seconds = _DWELL if os.path.getsize(path) <= _SMALL else 0.0
+            slow = slow or seconds > 0
             others = sorted(FORMATS.keys() - {own})
             for step in range(_EACH):
                 target = others[(number + step * len(others) // _EACH) % len(others)]
@@ -146,9 +147,9 @@ def run(files: list[tuple[str, str]], work: Path) -> int:
                 if output in taken:  # two files of one name, from two folders
                     output = output.with_name(f"{number + 1}-{output.name}")
                 taken.add(output)
-                job = convert.enqueue(Path(path), target, output, demo_pace=pace)
+                job = convert.enqueue(Path(path), target, output, demo_seconds=seconds)
                 conversions.append(Conversion(name, target, job))
-        dwell = " The files are small, so each job dwells on every tracker for a moment." if slow else ""
+        dwell = " The files are small, so each job dwells on its trackers for a moment." if slow else ""
         print(f"{len(conversions)} conversions, a process each.{dwell}\n")
         watch = _watch_bars if _is_terminal() else _watch_lines
         watch(conversions, supervisor)
@@ -165,19 +166,15 @@ def run(files: list[tuple[str, str]], work: Path) -> int:
     return 0 if all(conversion.state is State.DONE for conversion in conversions) else 1
 
 
-def _look_at(path: str) -> tuple[str, float]:
-    """Return the format of a file and how long to dwell on each tracker; a bad file is the job's to refuse."""
-    if os.path.getsize(path) > _SMALL:
-        return "", 0.0
+def _format_of(path: str) -> str:
+    """Return the name of a file's format; a bad file is the job's to refuse."""
     from trackconvert.formats import detect
 
     try:
         with open(path, "rb") as stream:
-            format = detect(stream, path)
-            count = sum(1 for _ in parse(stream, path, format=format))
+            return detect(stream, path).name
     except (OSError, ValueError):
-        return "", 0.0
-    return format.name, min(_DWELL, _DWELL_IN_ALL / count)
+        return ""
 
 
 # --------------------------------------------------------------------------- the supervisor

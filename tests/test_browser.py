@@ -49,13 +49,13 @@ class Desk:
     def url(self, path: str = "/") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def upload(self, sample: str, pace: float = 0.0) -> str:
+    def upload(self, sample: str, seconds: float = 0.0) -> str:
         """Send a file through the form and return the id of the job that the page shows then."""
         self.driver.get(self.url())
         self.driver.find_element(By.NAME, "source").send_keys(str(self.browser.own(SAMPLES / sample)))
-        field = self.driver.find_element(By.NAME, "pace")
+        field = self.driver.find_element(By.NAME, "seconds")
         field.clear()
-        field.send_keys(str(pace))
+        field.send_keys(str(seconds))
         self.driver.find_element(By.TAG_NAME, "button").click()
         wait_until(lambda: "/watch/" in self.driver.current_url, message="the page of the job")
         id: str = self.driver.current_url.split("/watch/")[1][:36]
@@ -104,9 +104,9 @@ def desk(cli: Cli, browser: Browser, driver: Any, memcached: Memcached) -> Desk:
 
 
 def test_an_upload_waits_runs_and_ends_with_a_link_to_its_result(desk):
-    first = desk.upload("pan.pftrack4.2dt", 0.01)
+    first = desk.upload("pan.pftrack4.2dt", 0.1)
     desk.wait("queued", lambda: desk.text == "Waiting next")
-    desk.upload("stereo.pftrack5.2dt", 0.35)
+    desk.upload("stereo.pftrack5.2dt", 4)
     desk.wait("queued", lambda: desk.text == "Waiting 1 ahead")
     assert desk.bar("value") is None, "nobody knows how far it is"
     desk.shoot("queued")
@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_converted_ends_with_a_sentence(desk):
 
 def test_the_bar_is_back_after_a_restart_of_the_server(desk):
     desk.supervise()
-    desk.upload("stereo.pftrack5.2dt", 0.6)
+    desk.upload("stereo.pftrack5.2dt", 7)
     desk.wait("running", lambda: desk.bar("value"))
     before = float(desk.bar("value"))
     desk.server.signal(9)
@@ -163,7 +163,7 @@ def test_the_bar_is_back_after_a_restart_of_the_server(desk):
 
 def test_two_tabs_and_the_hidden_one_asks_nobody(desk):
     desk.supervise()
-    id = desk.upload("stereo.pftrack5.2dt", 0.5)
+    id = desk.upload("stereo.pftrack5.2dt", 6)
     desk.wait("running")
     first = desk.driver.current_window_handle
 
@@ -232,7 +232,7 @@ def test_what_a_screen_reader_gets(desk):
 
 
 def test_the_function_of_the_module(desk):
-    id = desk.upload("pan.pftrack4.2dt", 0.2)
+    id = desk.upload("pan.pftrack4.2dt", 1.6)
     desk.wait("queued")
     desk.supervise()
     seen = desk.driver.execute_async_script(

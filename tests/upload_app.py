@@ -27,7 +27,7 @@ PAGE = """<!doctype html>
 {}
 """
 FORM = """<form method=post enctype=multipart/form-data>
-<label>File <input type=file name=source></label> <label>Pace <input name=pace value=0></label> <button>Convert</button>
+<label>File <input type=file name=source></label> <label>Seconds <input name=seconds value=0></label> <button>Convert</button>
 </form>"""
 WATCH = """<script type=module src="/jobs/{script}"></script>
 <p>{name} <forkrunner-progress src="/jobs/{id}" label="Conversion"></forkrunner-progress></p>"""
@@ -52,8 +52,8 @@ def upload(request: Request) -> Response:
     FILES.mkdir(exist_ok=True)
     name, sent = token_hex(8), request.files["source"]
     sent.save(FILES / f"{name}.txt")
-    pace = float(request.form["pace"])
-    job = convert.enqueue(FILES / f"{name}.txt", "nuke", FILES / f"{name}.nk", demo_pace=pace)
+    seconds = float(request.form["seconds"])
+    job = convert.enqueue(FILES / f"{name}.txt", "nuke", FILES / f"{name}.nk", demo_seconds=seconds)
     return redirect(f"/watch/{job.id}?name={Path(sent.filename or '').name}")
 
 

@@ -95,10 +95,12 @@ def convert(
     output: Path | str,
     size: ImageSize | None = None,
     progress: Progress | None = None,
+    name: str | None = None,
 ) -> Conversion:
     """Read a file, whatever format it is in, and write it in the format named `target`.
 
-    `output` is written as `write` does: nothing is there unless the whole source was read.
+    `output` is written as `write` does: nothing is there unless the whole source was read. Errors call the
+    source `name`, or by its path.
 
     Raises:
         TrackFileError, ValueError, OSError: as `parse` and `write` do.
@@ -112,9 +114,10 @@ def convert(
             yield tracker
 
     _format(target)
+    file = str(source) if name is None else name
     with open(source, "rb") as stream:
-        source_format = detect(stream, str(source))
-        write(counted(parse(stream, str(source), size, progress, source_format)), target, output, size)
+        source_format = detect(stream, file)
+        write(counted(parse(stream, file, size, progress, source_format)), target, output, size)
     return Conversion(Path(output), source_format.name, target, *counts)
 
 

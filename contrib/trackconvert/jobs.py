@@ -21,19 +21,22 @@ def convert(
     output: Path,
     width: int = 1920,
     height: int = 1080,
-    demo_pace: float = 0.0,
+    name: str | None = None,
+    demo_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Convert a file of tracks; the output appears whole or not at all, so a repeated run does no harm.
 
-    `demo_pace` is for demonstrations: seconds to dwell on each tracker, so that a person sees the
-    progress of what would take milliseconds.
+    `name` is what errors call the source, as its owner does: an upload is stored under another name.
+    `demo_seconds` is for demonstrations: at least as long it takes, so that a person sees the progress of what
+    would take milliseconds.
     """
+    start = time.monotonic()
 
     def report(fraction: float, message: str) -> None:
         progress(fraction, message)
-        time.sleep(demo_pace)
+        time.sleep(max(0.0, start + demo_seconds * fraction - time.monotonic()))
 
-    done = conversion.convert(source, target, output, ImageSize(width, height), report)
+    done = conversion.convert(source, target, output, ImageSize(width, height), report, name)
     return {
         "output": str(done.output),
         "source_format": done.source_format,
