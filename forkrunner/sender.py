@@ -17,7 +17,7 @@ import _signal  # type: ignore[import-not-found]  # not `signal`, which brings e
 import json
 import os
 import sys
-from _thread import allocate_lock, get_ident, stack_size, start_new_thread
+from _thread import allocate_lock, get_ident, get_native_id, stack_size, start_new_thread
 
 from . import clock
 from .process import title
@@ -82,6 +82,8 @@ class Sender:
         #: The last word found nobody to take it.
         self.trouble = False
         self.begun: tuple[float, float] | None = None
+        #: The kernel's number of the last thread that sent.
+        self.thread = 0
         self.shared: _Shared | None = None
         self.is_helper = self.is_registered = False
         self._make_locks()
@@ -173,6 +175,7 @@ class Sender:
     def _run(self, pause: float) -> None:
         """Send what is waiting when it is due, and end when nothing is."""
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+        self.thread = get_native_id()
         try:
             while True:
                 if pause > 0:
@@ -256,6 +259,13 @@ class Sender:
         self.halted = True
         self._ring()
         self.forking[get_ident()] = self.sending.acquire(True, _FORK_PATIENCE)
+        # it has let go of the lock; the last of it goes in a moment, and from Python 3.12 on a fork before that is warned of
+        moment, tries = allocate_lock(), 0
+        moment.acquire()
+        while self.thread and tries < 100 and os.path.exists(f"/proc/self/task/{self.thread}"):
+            moment.acquire(True, 0.0005)
+            tries += 1
+        self.thread = 0
         if self.shared is None:
             self.shared = _Shared()
             self.shared.memory[self.shared.fraction] = self.fraction or 0.0

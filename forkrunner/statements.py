@@ -329,20 +329,24 @@ class Statements:
     def standing(self) -> Any:
         """Say how some jobs stand. Who is ahead is counted in the index of live rows, and no further than to 1000."""
         ahead, now = jobs.alias("ahead"), self.database.now
-        sooner = sa.tuple_(ahead.c.run_at, ahead.c.id) < sa.tuple_(jobs.c.run_at, jobs.c.id)
-        few = (
+        pending = (
             sa.select(_ZERO)
             .where(
                 ahead.c.state == _PENDING,
                 ahead.c.queue == jobs.c.queue,
                 # for a job that is not due yet: those that are due before it
                 ahead.c.run_at <= sa.case((jobs.c.run_at > now, jobs.c.run_at), else_=now),
-                sa.or_(
-                    ahead.c.priority > jobs.c.priority, sa.and_(ahead.c.priority == jobs.c.priority, sooner)
-                ),
+            )
+            .correlate(jobs)
+        )
+        sooner = sa.tuple_(ahead.c.run_at, ahead.c.id) < sa.tuple_(jobs.c.run_at, jobs.c.id)
+        # in two parts: with an OR PostgreSQL takes 5 ms instead of 1, with 50,000 that wait (SQLite up to 16)
+        few = (
+            sa.union_all(
+                pending.where(ahead.c.priority > jobs.c.priority),
+                pending.where(ahead.c.priority == jobs.c.priority, ahead.c.run_at <= jobs.c.run_at, sooner),
             )
             .limit(sa.literal_column("1000", sa.Integer))
-            .correlate(jobs)
             .subquery("few")
         )
         position = sa.select(sa.func.count()).select_from(few).scalar_subquery()

@@ -33,8 +33,10 @@ current.job = {"id": place["job"], "task": "t", "queue": "q", "attempt": 1, "sta
 reader = Reader(place)
 
 def look():
-    module.end()
-    if place["url"] and (link := module._sender.sink.servers[0].link):
+    sender = module._sender
+    while sender.waiting is not None or sender.sending.locked():
+        module.end()  # it does not wait for ever, which on a busy machine may be too short
+    if place["url"] and (link := sender.sink.servers[0].link):
         # what was sent without an answer has been done when this is answered
         link.settimeout(5)
         link.sendall(b"mn\\r\\n")
