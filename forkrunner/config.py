@@ -384,6 +384,11 @@ class Settings:
         10.0,
         "How long a mold may give no sign of life before it is killed and replaced",
     )
+    import_timeout = Setting(
+        _duration(0.3, 86_400),
+        600.0,
+        "How long a new mold may take to import the application and to call its `before_fork` hooks before it is killed",
+    )
     mold_jobs = Setting(
         _whole(0, 10**9), 0, "After so many jobs a mold is replaced by a fresh one", default_text="never"
     )

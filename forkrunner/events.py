@@ -38,6 +38,7 @@ EVENTS: dict[str, Event] = {
     "supervisor.lost_lease": Event("error", "the lease was lost: {busy} attempts were killed, starting anew as {supervisor}"),
     "settings.fixed": Event("warning", "{setting} stays {value}: another value counts from the next start on"),
     "mold.up": Event("info", "mold {generation} is up: {tasks} tasks, {seconds:.2f} s (pid {pid})"),
+    "mold.slow": Event("warning", "mold {generation} still imports the application after {seconds:.0f} s (pid {pid}); it is at:"),
     "mold.ready": Event("debug", "mold {generation} is up: {tasks} tasks, {seconds:.2f} s (pid {pid})"),
     "mold.retired": Event("info", "mold {generation} takes no more jobs and finishes {busy}"),
     "mold.finished": Event("info", "mold {generation} has finished its last job"),

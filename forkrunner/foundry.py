@@ -90,7 +90,8 @@ class Foundry:
         self.log.emit("mold.broken", error=error + _where(traceback, self.folder), then=then)
 
     def next_due(self, settings: Settings) -> float:
-        return min(self.molds.silence_due(settings.mold_timeout), self.care_at)
+        silence = self.molds.silence_due(settings.mold_timeout)
+        return min(silence, self.molds.importing_due(settings.import_timeout), self.care_at)
 
     def care(self, now: float, settings: Settings) -> None:
         """Kill those that hang, and renew those that are worn."""
@@ -99,6 +100,14 @@ class Foundry:
             mold.link.tell({"kind": "ask"})
         for mold in dead:
             self.log.emit("mold.silent", generation=mold.generation, seconds=now - mold.heard, busy=mold.busy)
+            self.kill(mold)
+        slow, dead = self.molds.importing(now, settings.import_timeout)
+        for mold in slow:
+            self.log.emit("mold.slow", generation=mold.generation, seconds=mold.told, pid=mold.link.pid)
+            self.log.flush()  # before what it says itself
+            process.ask_for_stacks(mold.link.pid)
+        for mold in dead:
+            mold.why = f"importing it took longer than import_timeout, {settings.import_timeout:g} s"
             self.kill(mold)
         if now < self.care_at:
             return

@@ -79,6 +79,8 @@ def main() -> None:
     title = f"mold {boot['target']} gen {boot['generation']}"
     process.title(title)
     process.share_title()
+    # of an import that crashes or hangs; the children's go elsewhere
+    process.report_stacks_to(2)
     try:
         _enter(boot["folder"])
         watch = Watch()

@@ -32,6 +32,8 @@ FOREVER = float("inf")
 YOUNG, FIRST_PAUSE, LAST_PAUSE = 5.0, 1.0, 30.0
 #: A mold that has said nothing for this share of the patience is asked whether it lives.
 ASK_AFTER = 1 / 3
+#: A mold that imports for so long is told of, and again after twice, four times …, seconds.
+SLOW = 10.0
 #: We were held up ourselves by more than this, seconds: who has not answered meanwhile is not to blame.
 HELD_UP = 1.0
 #: A renewal that came to nothing is tried again after so long, seconds.
@@ -59,7 +61,8 @@ class Mold:
     """One mold, from its start to its death."""
 
     __slots__ = (
-        "asked", "busy", "generation", "heard", "jobs", "link", "memory", "place", "stage", "started", "tasks", "up"
+        "asked", "busy", "generation", "heard", "jobs", "link", "memory", "place", "stage", "started", "tasks", "told",
+        "up", "why"
     )  # fmt: skip
 
     def __init__(self, place: Place, generation: int, link: MoldLink, now: float) -> None:
@@ -69,6 +72,10 @@ class Mold:
         self.stage = Stage.STARTING
         self.started = now
         self.up = FOREVER
+        #: How long it had been importing when that was last told of, seconds.
+        self.told = 0.0
+        #: Why it was killed while it imported.
+        self.why = ""
         #: How many attempts it has, and how many it has been given.
         self.busy = self.jobs = 0
         #: When it last said something, and since when it has owed us an answer.
@@ -239,6 +246,31 @@ class Molds:
             ),
             default=FOREVER,
         )
+
+    def importing(self, now: float, patience: float) -> tuple[list[Mold], list[Mold]]:
+        """Say which molds import for so long that it is to be told, and which for longer than they may."""
+        slow, dead = [], []
+        for mold in self._all:
+            if mold.stage is Stage.STARTING and not mold.why:
+                if now >= mold.started + patience:
+                    dead.append(mold)
+                elif now >= self._tell_at(mold, patience):
+                    mold.told = now - mold.started
+                    slow.append(mold)
+        return slow, dead
+
+    def importing_due(self, patience: float) -> float:
+        return min(
+            (
+                min(mold.started + patience, self._tell_at(mold, patience))
+                for mold in self._all
+                if mold.stage is Stage.STARTING and not mold.why
+            ),
+            default=FOREVER,
+        )
+
+    def _tell_at(self, mold: Mold, patience: float) -> float:
+        return mold.started + max(2 * mold.told, min(SLOW, patience / 2))
 
     def missing(self, now: float, *, quiet: bool = False) -> list[Place]:
         """Return the places where a mold is to be started now: see `_open`.

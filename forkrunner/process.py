@@ -690,3 +690,14 @@ def report_stacks_to(fd: int) -> None:
     faulthandler.register(DUMP_SIGNAL, file=fd, all_threads=True)
     # then as without it: the process ends
     faulthandler.register(signal.SIGXCPU, file=fd, all_threads=True, chain=True)
+
+
+def ask_for_stacks(pid: int) -> None:
+    """Let a process write its stacks where `report_stacks_to` said, if it has said so: else the signal would end it."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            caught = next(line for line in file if line.startswith(b"SigCgt:"))
+    except (OSError, StopIteration):
+        return
+    if int(caught.split()[1], 16) >> (DUMP_SIGNAL - 1) & 1:
+        kill(pid, DUMP_SIGNAL)

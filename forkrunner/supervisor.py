@@ -229,7 +229,7 @@ class Supervisor:
         process.title(f"supervisor {self.target}")
         while not self.molds.ready():
             self.keep_molds(clock.monotonic())
-            self.poll.wait(FOREVER)
+            self.poll.wait(self.foundry.next_due(self.settings) - clock.monotonic())
             self.take_signals()
             if self.stop_at != FOREVER:
                 self.finished = True
@@ -420,7 +420,7 @@ class Supervisor:
         self.foundry.bury(mold)
         self.renew_at = 0.0
         if mold.stage is Stage.STARTING and self.stop_at == FOREVER:
-            why = f"the process ended while it was imported ({how})"
+            why = mold.why or f"the process ended while it was imported ({how})"
             if self.store is None:
                 raise TargetError(f"{mold.place.target}: {why}")
             self.foundry.broken(mold, why)

@@ -43,6 +43,7 @@ SAMPLES = {
     "store_timeout": Sample(2, "2s", 2.0, float("nan")),
     "molds": Sample(3, "2, shop:runner", "3", "2,shop"),
     "mold_timeout": Sample(3, "3s", 3.0, 0),
+    "import_timeout": Sample("2m", "120s", 120.0, 0),
     "mold_jobs": Sample(1000, "1000", 1000, -1),
     "mold_age": Sample("1h", "1h", 3600.0, "old"),
     "mold_growth": Sample("100MB", "100MB", 100_000_000, -1),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from forkrunner.job import Outcome, State
-from tests.running import LONG, Bed, check_gone, tree_of
+from tests.running import LONG, SOURCE, Bed, check_gone, tree_of
 from tests.servers import Postgres
 from tests.support import Cli, alive, wait_until
 
@@ -64,6 +64,44 @@ def test_stop_the_mold_while_idle(sqlite_bed: Bed) -> None:
     supervisor.wait_log("mold 2 is up", LONG)
     assert [attempt.outcome for attempt in bed.ended(bed.put("work")).attempts] == [Outcome.DONE]
     bed.stop(supervisor)
+
+
+# ------------------------------------------------------------------------- an import hangs
+
+
+HANGS = """
+
+def wait_for_ever():
+    time.sleep(1000)
+
+wait_for_ever()
+"""
+
+
+def test_an_import_that_hangs_at_a_reload(bed: Bed) -> None:
+    """It is told where, killed in the end, and the old mold goes on; a reload of mended code is a reload as ever."""
+    supervisor = bed.start(import_timeout=3)
+    mended = SOURCE.read_text()
+    bed.cli.write(mended + HANGS)
+    supervisor.signal(signal.SIGHUP)
+    supervisor.wait_log(
+        "mold 2 still imports the application after .*; it is at:\n(.*\n)*.*in wait_for_ever", LONG
+    )
+    assert bed.ended(bed.put("work")).state == State.DONE
+    supervisor.wait_log("importing it took longer than import_timeout, 3 s; mold 1 goes on", LONG)
+    assert bed.ended(bed.put("work")).state == State.DONE
+    bed.cli.write(mended)
+    supervisor.signal(signal.SIGHUP)
+    supervisor.wait_log("mold 3 is up", LONG)
+    bed.stop(supervisor)
+
+
+def test_an_import_that_hangs_at_the_start(sqlite_bed: Bed) -> None:
+    bed = sqlite_bed
+    bed.cli.write(SOURCE.read_text() + HANGS)
+    done = bed.cli.run("run", "jobs:runner", "--import-timeout", "2s", status=2)
+    assert "in wait_for_ever" in done.stderr
+    assert "jobs:runner: importing it took longer than import_timeout, 2 s" in done.stderr
 
 
 def test_stop_a_mold_that_drains(bed: Bed) -> None:

@@ -93,6 +93,23 @@ def test_a_reload_that_fails_changes_nothing(shop: Shop) -> None:
     assert shop.molds.next_due() == FOREVER
 
 
+def test_an_import_that_takes_long_is_told_of_at_growing_intervals(shop: Shop) -> None:
+    shop.serve()
+    shop.molds.reload()
+    (new,) = shop.start()
+    begin = shop.now
+    told = []
+    while (due := shop.molds.importing_due(100.0)) < begin + 100:
+        slow, dead = shop.molds.importing(due, 100.0)
+        assert (slow, dead) == ([new], [])
+        told.append(due - begin)
+    assert told == [10, 20, 40, 80]
+    assert shop.molds.importing(due, 100.0) == ([], [new])
+    new.why = "it was killed"
+    assert shop.molds.importing(due, 100.0) == ([], [])
+    assert shop.molds.importing_due(100.0) == FOREVER
+
+
 def test_a_second_reload_gives_up_the_one_that_starts(shop: Shop) -> None:
     shop.serve()
     shop.molds.reload()
