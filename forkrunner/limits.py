@@ -5,7 +5,6 @@ Each is of one process. What a job uses together with all that it has started, t
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 import sys
@@ -50,7 +49,7 @@ def impose(limits: dict[str, Any], open_already: int) -> None:
         _set(resource.RLIMIT_DATA, _data_at_start + limits["memory"])
     if "cpu_seconds" in limits:
         # whole seconds; the mold counts exactly, and what the job has started too
-        _set(resource.RLIMIT_CPU, max(1, math.ceil(limits["cpu_seconds"])))
+        _set(resource.RLIMIT_CPU, max(1, -int(-limits["cpu_seconds"] // 1)))
     if "open_files" in limits:
         _set(resource.RLIMIT_NOFILE, open_already + limits["open_files"])
     if "file_size" in limits:

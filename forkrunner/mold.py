@@ -216,12 +216,15 @@ class Mold:
         if not data:  # the supervisor is gone: so are we, and the kernel takes our children along
             process.exit_now(0)
         self.inbox.feed(data)
-        jobs = []
+        jobs: list[child.Message] = []
         for message in self.inbox:
             if message[0]["kind"] == "run":
                 jobs.append(message)
-            else:
-                getattr(self, "on_" + message[0]["kind"])(message[0])
+                continue
+            if jobs:  # what comes after a job may be about it
+                self.start(jobs, clock.monotonic())
+                jobs = []
+            getattr(self, "on_" + message[0]["kind"])(message[0])
         if jobs:
             self.start(jobs, clock.monotonic())
 

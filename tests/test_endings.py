@@ -401,7 +401,8 @@ def test_fills_its_memory(endings: Endings) -> None:
     pattern = r"over memory: its limit memory is 100.0 MB: it had ([\d.]+) MB of its own and was refused more"
     had = re.fullmatch(pattern, str(row.error))
     assert had, row.error
-    assert 80 < float(had[1]) <= 100
+    # what the interpreter itself takes between two looks is in it
+    assert 80 < float(had[1]) < 105
     assert attempt.peak_memory_bytes is not None
     assert 80 * MB < attempt.peak_memory_bytes < 130 * MB
     assert f'jobs.py", line {line_of("fill")}, in fill' in str(attempt.traceback)
