@@ -13,6 +13,7 @@ end. The mold's children (jobs and unused spares) are what it has reaped.
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import json
 import os
@@ -673,6 +674,9 @@ def main() -> None:
         parser.error("expected PostgreSQL's server programs; on Debian: apt-get install postgresql")
     # TERM as Ctrl-C: everything is stopped on the way out
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # as pip does when it installs: a mold that has to compile what it imports keeps a megabyte of it, which every fork copies
+    compileall.compile_dir(ROOT / "forkrunner", quiet=2)
+    compileall.compile_dir(ROOT / "scripts", quiet=2)
     folder = Path(tempfile.mkdtemp(prefix="forkrunner-bench-"))
     os.chdir(folder)  # no forkrunner.toml of the caller's changes a figure
     try:
