@@ -22,8 +22,10 @@ Picture = dict[str, tuple[int, int, int]]
 class Changes:
     """The files of one application. Reads folders only; calls nobody."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, limit: int | None = None) -> None:
+        """Look at them for the first time; at `limit` files below the folder at most."""
         self._folder = folder
+        self._limit = limit
         self._elsewhere: set[str] = set()
         self._known = self._look()
         #: The first file that has changed, while more are being written.
@@ -52,10 +54,18 @@ class Changes:
         found, self._changed = self._changed, None
         return found
 
+    def differ(self) -> str | None:
+        """Return a file that has changed since the last time, whether or not more are being written."""
+        now, before = self._look(), self._known
+        self._known = now
+        if now == before:
+            return None
+        return next(path for path in sorted(now.keys() | before.keys()) if now.get(path) != before.get(path))
+
     def _look(self) -> Picture:
         found: Picture = {}
         todo = [self._folder]
-        while todo:
+        while todo and (self._limit is None or len(found) < self._limit):
             try:
                 entries = list(os.scandir(todo.pop()))
             except OSError:

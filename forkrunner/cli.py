@@ -6,6 +6,7 @@ what) and returns an exit status. With --json standard output holds JSON and not
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,11 @@ def run(words: tuple[str, ...]) -> int:
     target = only_target(words)
     settings = load_settings(target)
     app = need_app(settings)
+    keeper = os.environ.pop("FORKRUNNER_KEEPER", None)
+    if keeper is not None:
+        from forkrunner.process import tie_to
+
+        tie_to(int(keeper))
     # what is wrong with the settings is said before anything heavy is loaded
     from forkrunner.events import Log
     from forkrunner.supervisor import Supervisor
@@ -246,8 +252,10 @@ def status(words: tuple[str, ...], as_json: bool) -> int:
         supervisors, counts, costs = store.supervisors(), store.counts(), store.costs()
     from forkrunner import terminal
     from forkrunner.job import State
+    from forkrunner.keeper import at_work
     from forkrunner.store import COSTS_OF
 
+    keeper = at_work(settings)
     now = clock.utc()
     states = [str(state) for state in State]
     queues = {name: {state: counts[name].get(state, 0) for state in states} for name in sorted(counts)}
@@ -255,7 +263,11 @@ def status(words: tuple[str, ...], as_json: bool) -> int:
         names = ("id", "host", "pid", "target", "slots", "version")
         rows = [{name: getattr(row, name) for name in names} for row in supervisors]
         for shown, row in zip(rows, supervisors, strict=True):
+            ours = keeper is not None and keeper["supervisor"] == row.pid
             shown |= {
+                "web": {name: keeper[name] for name in ("pid", "generation", "clients")}
+                if keeper and ours
+                else None,
                 "molds": terminal.molds_json(row),
                 "started_at": terminal.iso(row.started_at),
                 "lease_until": terminal.iso(row.lease_until),
@@ -298,6 +310,12 @@ def status(words: tuple[str, ...], as_json: bool) -> int:
             )
             table.add(*cells, colours={"LEASE": "red"} if over else None)
         print(table)
+        if keeper is not None:
+            clients = len(keeper["clients"])
+            print(
+                f"\nWith the web server: {clients} of its processes, generation {keeper['generation']}"
+                f" (keeper {keeper['pid']}, supervisor {keeper['supervisor'] or 'ended'})"
+            )
     else:
         print(f"No supervisor runs; start one: forkrunner run {settings.app or 'MODULE:RUNNER'}")
     print()

@@ -25,7 +25,8 @@ T = TypeVar("T")
 PREFIX = "FORKRUNNER_"
 #: Variables with our prefix that are no settings.
 RESERVED = frozenset(
-    f"FORKRUNNER_{name}" for name in ("CONFIG", "REQUIRE", "START", "ATTEMPT", "TRACEBACK", "HANDOVER")
+    f"FORKRUNNER_{name}"
+    for name in ("CONFIG", "REQUIRE", "START", "ATTEMPT", "TRACEBACK", "HANDOVER", "KEEPER", "HELLO")
 )
 RESERVED_PREFIX = "FORKRUNNER_TEST_"
 

@@ -37,6 +37,20 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def image(pid: int) -> str:
+    """Name the program that a process runs, as it was started: the same for its forks, another after any exec.
+
+    By where its stack and its arguments begin, which the kernel chooses at random at each exec; empty if it is not told.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return ""
+    # start_code and start_stack; 1 and 0 for who may not look
+    return f"{int(fields[23]):x}-{int(fields[25]):x}" if int(fields[25]) else ""
+
+
 class LifeLock:
     """A locked file that shows whether any process of a supervisor's family is left.
 

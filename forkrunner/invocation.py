@@ -53,6 +53,8 @@ class Group(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a terminal that knows no … is no reason to fail
                 stream.reconfigure(errors="backslashreplace")
+        # importing an application must not start what we are here to do; the same for all that we start
+        os.environ["FORKRUNNER_START"] = "0"
         kwargs |= {"prog_name": "forkrunner", "standalone_mode": False}
         try:
             status = super().main(*args, **kwargs)

@@ -106,11 +106,15 @@ def unblock() -> None:
 
 
 def spawn(
-    argv: list[str], environment: dict[str, str], keep: Collection[int], output: int | None = None
+    argv: list[str],
+    environment: dict[str, str],
+    keep: Collection[int],
+    output: int | None = None,
+    hold: Collection[int] = (),
 ) -> int:
     """Start a new program in a session of its own with the descriptors `keep` open; return its pid.
 
-    What it prints goes to the descriptor `output`, or where ours goes.
+    What it prints goes to the descriptor `output`, or where ours goes. The signals in `hold` wait until it unblocks them.
     """
     actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
     if output is not None:
@@ -125,12 +129,62 @@ def spawn(
             file_actions=actions,
             # away from the terminal's group: Ctrl-C is for the supervisor alone
             setsid=True,
-            setsigmask=[],
+            setsigmask=list(hold),
             setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP],
         )
     finally:
         for fd in keep:
             os.set_inheritable(fd, False)
+
+
+def spawn_away(argv: list[str], environment: dict[str, str], folder: str) -> None:
+    """Start a program that is nobody's child, in a session of its own, with no descriptor of ours but 1 and 2.
+
+    For a web process, which may have threads: nothing of ours runs in it between fork and exec. It returns when the program
+    is under way, after a millisecond or two.
+
+    Raises:
+        OSError: no process can be made.
+    """
+    actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    # whatever is inheritable, as some servers' listening sockets are
+    actions += [(os.POSIX_SPAWN_CLOSE, int(name)) for name in os.listdir("/dev/fd") if int(name) > 2]
+    # the shell is our child, and ends at once; it sets a background process to ignore INT and QUIT
+    script = 'cd -- "$1" && shift && "$@" &'
+    pid = os.posix_spawn(
+        "/bin/sh",
+        ["sh", "-c", script, "sh", folder, *argv],
+        environment,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=[],
+        setsigdef=[
+            signal.SIGCHLD,
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGQUIT,
+            signal.SIGHUP,
+            signal.SIGPIPE,
+        ],
+    )
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:  # the server reaps all
+        pass
+
+
+def watch_process(pid: int) -> int:
+    """Return a descriptor that is readable when the process has ended; -1 if the kernel has no such thing.
+
+    Raises:
+        ProcessLookupError: it has ended.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except (AttributeError, OSError):
+        return -1
 
 
 def become(argv: list[str], environment: dict[str, str], keep: Collection[int]) -> NoReturn:

@@ -369,11 +369,11 @@ class Reader:
             self._idle.pop().close()
 
 
-def place(settings: Any) -> dict[str, Any]:
+def place(settings: Any, database: str | None = None) -> dict[str, Any]:
     """Say where the progress of a database's jobs goes: the same for all who have the same settings."""
     import hashlib
 
-    database = settings.database
+    database = database or settings.database
     if database.startswith("sqlite"):  # one file has many names
         _, _, path = database.partition(":///")
         database = f"sqlite:{os.path.realpath(path)}"

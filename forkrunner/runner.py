@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from _thread import allocate_lock
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from forkrunner.config import Settings
     from forkrunner.hooks import H
     from forkrunner.job import Attempt, Row, State
+    from forkrunner.lifeline import Lifeline
     from forkrunner.store import Store
     from forkrunner.tasks import Duration, Size
     from forkrunner.watch import Watcher
@@ -376,6 +378,8 @@ class Runner:
         self.code: dict[str, Any] = settings if database is None else {"database": database, **settings}
         #: MODULE:RUNNER, where known.
         self.target: str | None = None
+        #: The module that has made it.
+        self.module: str = sys._getframe(1).f_globals.get("__name__", "")
         self.tasks = Registry()
         self.hooks = Hooks()
         self._folder = os.getcwd()
@@ -383,6 +387,8 @@ class Runner:
         self._store: Store | None = None
         self._store_pid = 0
         self._watcher: Watcher | None = None
+        #: In a web process that has started forkrunner: what makes certain that it still runs.
+        self.lifeline: Lifeline | None = None
         self._locks: dict[int, Any] = {}
 
     def __repr__(self) -> str:
@@ -413,12 +419,21 @@ class Runner:
                     if self._store is not None:
                         self._store.forget()
                     settings = self.settings
-                    url = _RELATIVE_SQLITE.sub(self._absolute, settings.database)
                     self._store = Store(
-                        url, role="client", notify=settings.notify, timeout=settings.store_timeout
+                        self.url, role="client", notify=settings.notify, timeout=settings.store_timeout
                     )
                     self._store_pid = pid
         return self._store
+
+    @property
+    def url(self) -> str:
+        """The database; the file of SQLite by its absolute path."""
+        return _RELATIVE_SQLITE.sub(self._absolute, self.settings.database)
+
+    @property
+    def folder(self) -> str:
+        """What relative names in its settings start from."""
+        return self._folder
 
     def _absolute(self, match: re.Match[str]) -> str:
         return f"{match[1]}{os.path.join(self._folder, match[2])}"
@@ -618,7 +633,20 @@ class Runner:
         ]
         if rows:
             self.store.enqueue(rows, connection=connection)
+            if self.lifeline is not None:
+                self.lifeline.check()
         return [Job(self, row.id, pending=connection is not None) for row in rows]
+
+    # ------------------------------------------------------------------------- beside a web server
+
+    def wsgi(self, app: Any, mount: str = "/jobs", **options: Any) -> Any:
+        """Return a WSGI application with the progress endpoint under `mount`, and start forkrunner with its web server.
+
+        See `forkrunner.wsgi.Mounted`, whose options these are.
+        """
+        from forkrunner.wsgi import Mounted
+
+        return Mounted(self, app, mount, **options)
 
     # ------------------------------------------------------------------------- finding jobs
 

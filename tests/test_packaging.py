@@ -96,7 +96,7 @@ FLOORS = [
         "mail",
     },
     {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner", "watch"}
-    | {"hooks", "safety", "loglines"},
+    | {"hooks", "safety", "loglines", "lifeline", "keeper"},
     {"cli", "invocation", "terminal", "bars", "logs", "testing", "__main__"}
     | {"wsgi", "endpoint", "asgi", "openapi"},
 ]

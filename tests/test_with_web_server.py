@@ -1,0 +1,480 @@
+"""forkrunner started by real web servers: one supervisor, which lives, is renewed and dies with them.
+
+What is asked of each server is the same; how it is started, renewed and what it calls a worker is one row of a table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from forkrunner.job import Outcome, State
+from tests.running import LONG, SOURCE, Bed, check_gone
+from tests.servers import free_port
+from tests.support import Cli, Process, alive, wait_until
+
+#: The jobs tell which code they are of; the site makes one of each request, and tells of its own.
+JOBS = """
+
+@runner.task
+def which(path: str = "") -> str:
+    begin()
+    while path and not os.path.exists(path):
+        time.sleep(0.01)
+    note("end")
+    return "CODE"
+"""
+SITE = """
+from forkrunner.wsgi import start
+from jobs import runner, which
+
+start(runner)
+version = "CODE"
+
+def app(environ, start_response):
+    words = which.enqueue().id if environ["PATH_INFO"] == "/job" else version
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [words.encode()]
+"""
+#: Seconds within which all is gone after a KILL, or there again. On a machine that others use too it may take longer.
+SOON = 2.0 if os.environ.get("CI") else 6.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One way to serve the site."""
+
+    #: Arguments of Python.
+    command: tuple[str, ...]
+    #: Processes that are no master; 0: there is no master, or nobody renews a worker.
+    workers: int = 0
+    #: What makes it take new code; None: it must be started anew.
+    reload: int | None = signal.SIGHUP
+    #: It takes new code itself at that: else its jobs do, but not its pages.
+    reloads_pages: bool = True
+
+
+def gunicorn(worker: str, workers: int, *, preload: bool = False) -> Kind:
+    flags = [
+        "--worker-class",
+        worker,
+        "--workers",
+        str(workers),
+        "--bind",
+        "127.0.0.1:{port}",
+        "--no-control-socket",
+        "--timeout=2",
+    ]
+    flags += ["--graceful-timeout", "3", "--preload"] if preload else ["--graceful-timeout", "3"]
+    return Kind(("-m", "gunicorn", *flags, "site1:app"), workers, reloads_pages=not preload)
+
+
+KINDS = {
+    "gunicorn-sync-1": gunicorn("sync", 1),
+    "gunicorn-gthread-4": gunicorn("gthread", 4),
+    "gunicorn-gthread-4-preload": gunicorn("gthread", 4, preload=True),
+}
+
+
+class Web:
+    """A web server with the site."""
+
+    def __init__(self, bed: Bed, kind: Kind, port: int | None = None) -> None:
+        self.bed = bed
+        self.kind = kind
+        self.port = port or free_port()
+        command = [word.format(port=self.port, folder=bed.folder) for word in kind.command]
+        self.process: Process = bed.cli.start(python=command, env={"GRACE": "3"})
+        wait_until(self.answers, LONG, "an answer of the web server")
+
+    def get(self, path: str = "/") -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=LONG) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def answers(self) -> str:
+        assert self.process.running, self.process.describe()
+        try:
+            return self.get()
+        except (urllib.error.URLError, OSError):
+            return ""
+
+    def workers(self) -> list[int]:
+        """Return the children of the web server that serve."""
+        found = [one.pid for one in self.process.ps() if one.ppid == self.process.pid and one.state != "Z"]
+        return [pid for pid in found if self.kind.workers]
+
+    def family(self) -> tuple[int, int, int]:
+        """Return keeper, supervisor and serving mold, when there is exactly one of each."""
+
+        def one_each() -> tuple[int, ...]:
+            titles = (r"forkrunner: keeper", r"forkrunner: supervisor", r"forkrunner: mold \S+ gen \d+$")
+            found = [self.process.pids(title) for title in titles]
+            return tuple(pids[0] for pids in found) if all(len(pids) == 1 for pids in found) else ()
+
+        keeper, supervisor, mold = wait_until(one_each, LONG, "one keeper, one supervisor, one mold")
+        return keeper, supervisor, mold
+
+    def generation(self) -> int:
+        """Return the generation of the newest mold."""
+        found = [
+            re.search(r"gen (\d+)", one.title) for one in self.process.ps() if "forkrunner: mold" in one.title
+        ]
+        return max(int(match[1]) for match in found if match)
+
+    def ours(self) -> list[int]:
+        return self.process.pids("forkrunner: ")
+
+    def stop(self, grace: float = LONG) -> None:
+        """TERM: all is gone in the grace period, and the port is free."""
+        ours = self.ours()
+        self.process.signal(signal.SIGTERM)
+        self.process.wait(grace)
+        self.bind_again()
+        self.process.wait_gone(grace)
+        check_gone(ours)
+        self.bed.nothing_left()
+
+    def bind_again(self) -> None:
+        """Nobody has inherited the port."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", self.port))
+            probe.listen()
+
+
+def write(cli: Cli, code: str) -> None:
+    cli.write(SITE.replace("CODE", code), "site1.py")
+    cli.write(SOURCE.read_text() + JOBS.replace("CODE", code))
+
+
+@pytest.fixture
+def bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
+    with Bed(cli, sqlite_database) as bed:
+        write(cli, "old")
+        cli.env |= {"FORKRUNNER_GRACE_PERIOD": "3", "FORKRUNNER_SLOTS": "2", "FORKRUNNER_LEASE": "4"}
+        cli.env |= {"FORKRUNNER_STORE_TIMEOUT": "0.9", "PYTHONWARNINGS": "default"}
+        yield bed
+
+
+def start(bed: Bed, name: str) -> Web:
+    return Web(bed, KINDS[name])
+
+
+def result(bed: Bed, id: str) -> str | None:
+    row = bed.ended(id)
+    assert row.state == State.DONE, row
+    return row.result
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_web_server_from_its_start_to_its_end(bed: Bed, name: str) -> None:
+    web = start(bed, name)
+    # one of each, however many processes there are, and a job of a request is done
+    keeper, supervisor, mold = web.family()
+    assert result(bed, web.get("/job")) == '"old"'
+    (shown,) = bed.cli.run("status", "--json").json["supervisors"]
+    assert (shown["pid"], shown["web"]["pid"], shown["web"]["generation"]) == (supervisor, keeper, 1)
+    assert len(shown["web"]["clients"]) >= max(web.kind.workers, 1)
+
+    if web.kind.workers:  # KILL of one worker changes nothing
+        victim = web.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: not alive(victim) and len(web.workers()) >= web.kind.workers, LONG, "a new worker")
+        assert web.answers()
+        assert result(bed, web.get("/job")) == '"old"'
+        assert web.family() == (keeper, supervisor, mold)
+
+    # kill -9 of the supervisor: a new one, and the job is run again
+    held = bed.put("which", {"path": bed.path("go")})
+    bed.wait_noted("start", held, attempt=1)
+    os.kill(supervisor, signal.SIGKILL)
+    begun = time.monotonic()
+    wait_until(lambda: {*web.process.pids("forkrunner: supervisor")} - {supervisor}, LONG, "a new supervisor")
+    assert time.monotonic() - begun < SOON
+    check_gone([mold])
+    bed.wait_noted("start", held, attempt=2)
+    assert [attempt.outcome for attempt in bed.row(held).attempts] == [Outcome.LOST]
+    _, supervisor, mold = web.family()
+
+    if web.kind.reload is not None:  # new code runs the next job, the running one ends on the old code
+        write(bed.cli, "new")
+        web.process.signal(web.kind.reload)
+        if web.kind.reloads_pages:
+            wait_until(lambda: web.answers() == "new", LONG, "the new code of the site")
+        wait_until(lambda: web.generation() == 2, LONG, "a new mold")
+        wait_until(lambda: result(bed, web.get("/job")) == '"new"', LONG, "the new code")
+        assert bed.row(held).state == State.BUSY
+        bed.let_go()
+        assert result(bed, held) == '"old"'
+        assert web.family()[:2] == (keeper, supervisor)
+        assert web.generation() == 2
+    bed.let_go()
+    bed.ended(held)
+    web.stop()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kill_of_a_web_server(bed: Bed, name: str) -> None:
+    """Nobody could say a word: the kernel tells of its end."""
+    web = start(bed, name)
+    web.family()
+    ours = web.ours()
+    web.process.signal(signal.SIGKILL)
+    begun = time.monotonic()
+    check_gone(ours)
+    assert time.monotonic() - begun < SOON
+    # workers notice in their own time that their master is gone; until then they have the port
+    web.process.wait_gone(LONG)
+    web.bind_again()
+    bed.nothing_left()
+
+
+# ------------------------------------------------------------------------------ one thing at a time
+
+ONE = gunicorn("sync", 1)
+
+
+def test_a_worker_that_is_renewed_after_so_many_requests_changes_nothing(bed: Bed) -> None:
+    web = Web(bed, dataclasses.replace(ONE, command=(*ONE.command, "--max-requests", "2")))
+    family = web.family()
+    before = web.workers()
+    for _ in range(3):
+        assert result(bed, web.get("/job")) == '"old"'
+        wait_until(web.answers, LONG)
+    wait_until(lambda: not {*before} & {*web.workers()}, LONG, "another worker")
+    assert result(bed, web.get("/job")) == '"old"'
+    assert web.family() == family
+    assert web.generation() == 1
+    assert "generation 2" not in web.process.log
+    web.stop()
+
+
+def test_hup_without_a_change_renews_nothing_and_with_one_in_a_module_that_is_imported_later_it_does(
+    bed: Bed,
+) -> None:
+    (bed.folder / "later.py").write_text("x = 1\n")
+    web = Web(bed, ONE)
+    family, before = web.family(), web.workers()
+    web.process.signal(signal.SIGHUP)
+    wait_until(lambda: not {*before} & {*web.workers()}, LONG, "another worker")
+    assert result(bed, web.get("/job")) == '"old"'
+    assert web.family() == family
+    (bed.folder / "later.py").write_text("x = 22\n")
+    web.process.signal(signal.SIGHUP)
+    web.process.wait_log("generation 2 of the web server .later.py has changed", LONG)
+    wait_until(lambda: web.generation() == 2, LONG)
+    web.stop()
+
+
+def test_term_while_a_job_runs_gives_it_the_grace_period(bed: Bed) -> None:
+    web = Web(bed, ONE)
+    held = bed.put("which", {"path": bed.path("go")})
+    bed.wait_noted("start", held)
+    web.process.signal(signal.SIGTERM)
+    web.process.wait(LONG)
+    web.bind_again()
+    wait_until(lambda: "the web server has ended: stopping" in web.process.log, LONG)
+    bed.let_go()
+    assert result(bed, held) == '"old"'
+    web.process.wait_gone(LONG)
+    bed.nothing_left()
+
+
+def test_a_web_server_that_starts_while_the_old_supervisor_waits_for_its_job(bed: Bed) -> None:
+    """A restart: the new one does not wait, and the old one does not take its jobs."""
+    bed.cli.env["FORKRUNNER_GRACE_PERIOD"] = "60"
+    web = Web(bed, ONE)
+    held = bed.put("which", {"path": bed.path("go")})
+    bed.wait_noted("start", held)
+    web.process.signal(signal.SIGTERM)
+    web.process.wait(LONG)
+    wait_until(lambda: "the web server has ended: stopping" in web.process.log, LONG)
+    write(bed.cli, "new")
+    again = Web(bed, ONE, web.port)
+    assert result(bed, again.get("/job")) == '"new"'
+    bed.let_go()
+    assert result(bed, held) == '"old"'
+    wait_until(lambda: len(web.process.pids("forkrunner: supervisor")) == 1, LONG, "the end of the old one")
+    again.process.signal(signal.SIGTERM)
+    again.process.wait(LONG)
+    web.process.wait_gone(LONG)
+    bed.nothing_left()
+
+
+def test_kill_of_all_that_is_ours_and_the_next_request_starts_it_again(bed: Bed) -> None:
+    web = Web(bed, ONE)
+    keeper, supervisor, mold = web.family()
+    os.kill(keeper, signal.SIGKILL)
+    check_gone([keeper, supervisor, mold])
+    # the first request in which the look is due
+    wait_until(
+        lambda: web.get("/job") and web.process.pids("forkrunner: keeper"), LONG, "a keeper", interval=0.2
+    )
+    _, again, _ = web.family()
+    bed.wait_counts(pending=0, busy=0)
+    wait_until(lambda: [row.pid for row in bed.store.supervisors()] == [again], LONG, "the dead one's end")
+    web.stop()
+
+
+def test_a_supervisor_that_keeps_dying_is_started_ever_more_rarely(bed: Bed) -> None:
+    """The site answers all the same; mended, it works at once."""
+    cli = bed.cli
+    site = SITE.replace("start(runner)", "start(runner, target='other:runner')").replace("CODE", "old")
+    cli.write(site, "site1.py")
+    (bed.folder / "other.py").write_text("import nothing_of_that_name\n")
+    web = Web(bed, ONE)
+    web.process.wait_log("exit status 2.*after 0.5 s", LONG)
+    assert web.answers() == "old"
+    id = web.get("/job")
+    web.process.wait_log("exit status 2.*after 1 s", LONG)
+    assert "Traceback" not in web.process.log
+    (bed.folder / "other.py").write_text("from jobs import runner\n")
+    assert result(bed, id) == '"old"'
+    web.stop()
+
+
+@pytest.mark.parametrize(
+    ("site", "env"),
+    [
+        ("start(runner)", {"FORKRUNNER_START": "0"}),
+        ("start(runner, start=False)", {}),
+        ("import sys; sys.ps1 = '>>> '; start(runner)", {}),
+        ("import sys; sys.modules['_pytest'] = sys; start(runner)", {}),
+    ],
+)
+def test_where_it_is_not_wanted_nothing_starts(bed: Bed, site: str, env: dict[str, str]) -> None:
+    bed.cli.write(SITE.replace("start(runner)", site).replace("CODE", "old"), "site1.py")
+    bed.cli.env |= env
+    web = Web(bed, ONE)
+    id = web.get("/job")
+    assert web.ours() == []
+    assert bed.row(id).state == State.PENDING
+    assert not bed.runtime.exists()
+    web.process.signal(signal.SIGTERM)
+    web.process.wait_gone(LONG)
+
+
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [
+        ("a command that imports the site", ["-m", "forkrunner", "check", "site1:runner"]),
+        ("a run that imports the site", ["-m", "forkrunner", "run", "site1:runner"]),
+    ],
+)
+def test_a_command_starts_no_keeper(bed: Bed, name: str, script: list[str]) -> None:
+    process = bed.cli.start(python=script)
+    if "run" in script:
+        process.wait_log("runs site1:runner", LONG)
+        assert result(bed, bed.put("which")) == '"old"'
+        assert process.pids("forkrunner: keeper") == []
+        process.signal(signal.SIGTERM)
+    assert process.wait(LONG) == 0, process.describe()
+    process.wait_gone()
+    assert list(bed.runtime.rglob("keeper*")) == []
+
+
+def test_settings_that_are_wrong_do_not_keep_the_site_from_answering(bed: Bed) -> None:
+    bed.cli.write(SITE.replace("CODE", "old"), "site1.py")
+    bed.cli.env["FORKRUNNER_SLOTS"] = "many"
+    web = Web(bed, ONE)
+    assert web.answers() == "old"
+    web.process.wait_log(
+        "forkrunner is not started with the web server: slots: expected a whole number", LONG
+    )
+    web.process.signal(signal.SIGTERM)
+    web.process.wait_gone(LONG)
+
+
+def test_two_applications_on_one_database(bed: Bed) -> None:
+    (bed.folder / "other.py").write_text("from jobs import runner\n")
+    site = SITE.replace("start(runner)", "start(runner, 'other')").replace("CODE", "old")
+    web = Web(bed, ONE)
+    family = web.family()
+    bed.cli.write(site, "site1.py")
+    second = Web(bed, ONE)
+    web.process.wait_log("other:runner is not run: jobs:runner is", LONG)
+    assert web.family() == family
+    second.process.signal(signal.SIGTERM)
+    second.process.wait_gone(LONG)
+    web.stop()
+
+
+def test_the_endpoint_and_the_application_under_one_roof(bed: Bed) -> None:
+    site = SITE.replace("from forkrunner.wsgi import start\n", "").replace("start(runner)\n", "")
+    bed.cli.write(site.replace("CODE", "old") + "\napp = runner.wsgi(app, mount='/work/')\n", "site1.py")
+    web = Web(bed, ONE)
+    id = web.get("/job")
+    assert result(bed, id) == '"old"'
+    assert '"state": "done"' in web.get(f"/work/{id}")
+    assert web.get("/workshop") == "old"
+    web.stop()
+
+
+def test_what_it_costs_a_web_process(bed: Bed) -> None:
+    """No thread, no descriptor, no child; and not much time."""
+    script = """
+import os, sys, time
+sys.path.insert(0, "")
+from jobs import runner
+runner.settings
+def state():
+    children = open(f"/proc/self/task/{os.getpid()}/children").read()
+    return len(os.listdir("/proc/self/task")), sorted(os.listdir("/proc/self/fd")), children
+before = state()
+begun = time.process_time()
+from forkrunner.wsgi import start
+assert start(runner)
+assert start(runner)
+print("seconds", time.process_time() - begun)
+assert state() == before, (before, state())
+"""
+    process = bed.cli.start(python=["-c", script])
+    assert process.wait(LONG) == 0, process.describe()
+    seconds = float(process.wait_log("seconds (.*)")[1])
+    assert seconds < 0.05
+    # it was there for a moment only
+    process.wait_gone(LONG)
+    bed.nothing_left()
+
+
+def test_a_runner_in_a_script_is_found(bed: Bed) -> None:
+    """Its module is called __main__, and is found by its file."""
+    (bed.folder / "apart").mkdir()
+    (bed.folder / "apart" / "script.py").write_text(
+        "import os, sys, time\nfrom forkrunner import Runner\nrunner = Runner()\n"
+        "@runner.task\ndef which():\n    return 'script'\n"
+        "if __name__ == '__main__':\n"
+        "    from forkrunner.wsgi import start\n    start(runner)\n    print(which.enqueue().id, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = bed.cli.start(python=["apart/script.py"])
+    id = process.wait_log("^[0-9a-f-]{36}$", LONG)[0]
+    assert result(bed, id) == '"script"'
+    process.signal(signal.SIGTERM)
+    process.wait_gone(LONG)
+
+
+def test_a_runner_that_cannot_be_found(bed: Bed) -> None:
+    script = "from forkrunner import Runner\nfrom forkrunner.wsgi import start\nstart([Runner()][0])\n"
+    process = bed.cli.start(python=["-c", script])
+    assert process.wait(LONG) == 1
+    process.wait_log("TargetError: .*target='MODULE:RUNNER'")
+
+
+def test_it_works_on_postgresql(cli: Cli, postgresql_database: str) -> None:
+    with Bed(cli, postgresql_database) as bed:
+        write(cli, "old")
+        web = Web(bed, ONE)
+        web.family()
+        assert result(bed, web.get("/job")) == '"old"'
+        web.stop()
