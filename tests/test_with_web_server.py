@@ -313,6 +313,7 @@ def test_a_web_server_that_starts_while_the_old_supervisor_waits_for_its_job(bed
 
 def test_kill_of_all_that_is_ours_and_the_next_request_starts_it_again(bed: Bed) -> None:
     web = Web(bed, ONE)
+    assert result(bed, web.get("/job")) == '"old"'
     keeper, supervisor, mold = web.family()
     os.kill(keeper, signal.SIGKILL)
     check_gone([keeper, supervisor, mold])
