@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -129,6 +130,11 @@ class Foundry:
         if memory - mold.memory > settings.mold_growth:
             return f"it has grown by {show_size(memory - mold.memory)}"
         return None
+
+    def remove_folders(self, paths: list[str]) -> None:
+        """Let folders be removed by a process of its own; what is left of them goes with the next start."""
+        with contextlib.suppress(OSError):
+            self.others.add(process.remove_folders(*paths))
 
     def kill(self, mold: Mold) -> None:
         """Kill one that does not do what it should, and its children; SIGCHLD follows, its attempts are lost."""

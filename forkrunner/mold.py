@@ -494,7 +494,7 @@ class Mold:
         """Let the temporary folder of an ended job be removed; what is left of it goes with the supervisor."""
         if path is not None:
             try:
-                self.helpers.add(process.remove_folder(path))
+                self.helpers.add(process.remove_folders(path))
             except OSError:
                 pass
 

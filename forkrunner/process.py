@@ -339,13 +339,13 @@ def thaw(pid: int) -> None:
     kill_group(pid, signal.SIGCONT)
 
 
-def remove_folder(path: str) -> int:
-    """Start removing a folder with all that is in it, which may take long; return the pid of who does it.
+def remove_folders(*paths: str) -> int:
+    """Start removing folders with all that is in them, which may take long; return the pid of who does it.
 
     Raises:
         OSError: no process can be made.
     """
-    return os.posix_spawn("/bin/rm", ["rm", "-rf", "--", path], {}, setsigmask=[])
+    return os.posix_spawn("/bin/rm", ["rm", "-rf", "--", *paths], {}, setsigmask=[])
 
 
 def session_of(pid: int) -> int | None:

@@ -241,7 +241,8 @@ class Supervisor:
         self.insist(self.take_lease)
         # also those of a supervisor whose row somebody else has taken away
         survivors.kill_marked()
-        temporary.prepare()
+        if stale := temporary.prepare():
+            self.foundry.remove_folders(stale)
         self.open_waker()
         self.log.emit(
             "supervisor.started",
@@ -357,6 +358,7 @@ class Supervisor:
 
     def on_child(self, name: str) -> None:
         for pid, status, _ in process.reap():
+            self.foundry.others.discard(pid)
             mold = self.molds.with_pid(pid)
             if mold is not None:
                 self.on_dead_mold(mold, how_it_ended(status))

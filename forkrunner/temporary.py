@@ -19,17 +19,16 @@ def folder() -> str:
     return os.path.join(_all(), survivors.mark().replace(":", "-"))
 
 
-def prepare() -> None:
-    """Make this supervisor's folder, and remove those of supervisors that are dead.
+def prepare() -> list[str]:
+    """Make this supervisor's folder; return those of dead supervisors, whose removal may take longer than a lease.
 
     Raises:
         OSError: it cannot be made, or somebody else has made it.
     """
     everyone = identity.private_folder(_all())
-    for name in os.listdir(everyone):
-        if survivors.is_dead(name.replace("-", ":")):
-            shutil.rmtree(os.path.join(everyone, name), ignore_errors=True)
+    names = os.listdir(everyone)
     identity.private_folder(folder())
+    return [os.path.join(everyone, name) for name in names if survivors.is_dead(name.replace("-", ":"))]
 
 
 def remove() -> None:
