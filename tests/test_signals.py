@@ -276,9 +276,9 @@ def test_kill_a_child_while_it_runs(bed: Bed) -> None:
     row = bed.ended(start.job)
     assert [attempt.outcome for attempt in row.attempts] == [Outcome.CRASHED, Outcome.DONE]
     assert row.attempts[0].signal == "SIGKILL"
-    bed.check_history(ids)
     (other,) = set(ids) - {start.job}
-    assert len(bed.row(other).attempts) == 1
+    assert len(bed.ended(other).attempts) == 1  # which of the two sees the file first is anybody's guess
+    bed.check_history(ids)
     bed.stop(supervisor)
 
 
