@@ -229,6 +229,8 @@ class SQLite(Database):
         # the primary code is in the low byte
         code = (getattr(original, "sqlite_errorcode", None) or 0) & 0xFF
         text = f"{self.path}: {original}"
+        if code == 14 and not os.path.isdir(folder := os.path.dirname(self.path)):  # CANTOPEN
+            text = f"{self.path}: there is no folder {folder}"
         if code in (5, 6):  # BUSY, LOCKED
             return StoreUnavailable(text, busy=True)
         # PERM, NOMEM, READONLY, INTERRUPT, IOERR, FULL, CANTOPEN, PROTOCOL

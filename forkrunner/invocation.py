@@ -84,6 +84,9 @@ def _explain(error: BaseException) -> int:
         return BAD  # whoever read has had enough
     if os.environ.get(TRACEBACK, "") not in ("", "0"):
         _print_traceback(error)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)  # the help, as a page
+        return WRONG
     if isinstance(error, click.ClickException):
         complain(error.format_message())
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else None
@@ -288,9 +291,12 @@ def load_settings(target: str | None, code: dict[str, Any] | None = None) -> Set
             raise usage_error(
                 f"expected MODULE:RUNNER, got the URL {mask(target)}; --database names a database"
             )
-        if target.endswith(".py") or "/" in target:
-            module = target.removeprefix("./").removesuffix(".py").replace("/", ".")
-            raise usage_error(f"expected MODULE:RUNNER, got {target!r}; did you mean {module}:runner?")
+        path, _, name = target.partition(":")
+        if path.endswith(".py") or "/" in path:
+            module = path.removeprefix("./").removesuffix(".py").strip("/").replace("/", ".")
+            raise usage_error(
+                f"expected MODULE:RUNNER, got {target!r}; did you mean {module}:{name or 'runner'}?"
+            )
         flags["app"] = target if ":" in target else f"{target}:runner"
     return load(flags=flags, code=code)
 

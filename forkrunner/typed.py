@@ -106,7 +106,7 @@ def _encode(value: Any) -> Any:
         return os.fspath(value)
     if _is_pydantic(type(value)):
         return value.model_dump(mode="json", by_alias=True, round_trip=True, warnings=False)
-    raise Misfit(f"a {type(value).__name__} has no form in JSON")
+    raise Misfit(f"{type(value).__name__} has no form in JSON")
 
 
 def _decode(kind: type, wire: Any) -> Any:

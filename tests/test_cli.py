@@ -623,6 +623,8 @@ def test_an_ascii_terminal_and_a_full_disk(cli: Cli, sqlite_app: str) -> None:
         (["list"], r"which application\? .*--database"),
         (["run", "--slot", "4", "jobs:runner"], r"--slot.*--slots"),
         (["run", "jobs.py"], r"expected MODULE:RUNNER, got 'jobs\.py'; did you mean jobs:runner\?"),
+        (["run", "./jobs.py:runner"], r"got '\./jobs\.py:runner'; did you mean jobs:runner\?"),
+        (["run", "shop/jobs.py:queue"], r"did you mean shop\.jobs:queue\?"),
         (["list", "sqlite:///jobs.db"], r"got the URL sqlite:///jobs\.db; --database"),
         (["run", "jobs:runner", "--slots", "many"], r"slots: expected a whole number from 1 to 1000, got 'many' \(from --slots\)"),
         (["run", "jobs:"], r"app: expected MODULE:RUNNER, got 'jobs:'"),
@@ -643,7 +645,7 @@ def test_an_ascii_terminal_and_a_full_disk(cli: Cli, sqlite_app: str) -> None:
         (["list", "jobs:runner", "extra"], r"got 'extra' too"),
         (["--database", "mysql://h/d", "list"], r"database: expected .*postgresql.*got 'mysql://h/d' \(from --database\)"),
         (["--database", "postgresql://127.0.0.1:1/none", "list"], r"127\.0\.0\.1"),
-        (["--database", "sqlite:////no/such/folder/jobs.db", "list"], r"/no/such/folder/jobs\.db"),
+        (["--database", "sqlite:////no/such/folder/jobs.db", "list"], r"/no/such/folder/jobs\.db: there is no folder /no/such/folder"),
     ],
 )  # fmt: skip
 def test_a_slip_is_answered_by_one_line_that_helps(
@@ -653,6 +655,12 @@ def test_a_slip_is_answered_by_one_line_that_helps(
     # a supervisor installs handlers and becomes a subreaper: not in this process
     answer = cli.run if words[0] == "run" else ask
     assert re.search(expected, line_of(answer(*words, status=2)))
+
+
+def test_without_a_word_it_prints_its_help_as_a_page(ask: Ask) -> None:
+    found = ask(status=2)
+    assert found.stdout == ""
+    assert found.stderr == ask("--help").stdout
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,7 @@ def test_attrs_objects_arrive():
         (Model, Model.model_construct(name=3, born=date(2024, 1, 1), price=Decimal(1)), "(name: Input should be a valid string)"),
         (deque[int], deque([1]), "a deque has no form in JSON"),
         (complex, 1j, "a complex has no form in JSON"),
-        (date, (n for n in "a"), "a generator has no form in JSON"),
+        (date, (n for n in "a"), ": generator has no form in JSON"),
     ],
     ids=str,
 )  # fmt: skip
@@ -715,12 +715,12 @@ def test_a_result_of_any_type_with_a_form_in_json_is_stored(value, text):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (object(), "a object has no form in JSON"),
+        (object(), ": object has no form in JSON"),
         ({"a": [math.nan]}, "at ['a'][0]: expected a finite number, got nan"),
         ("a\0", "NUL at character 1"),
         (["\ud800"], "half of a surrogate pair"),
         (2**64, "at most 64 bits"),
-        ((n for n in [1]), "a generator has no form in JSON"),
+        ((n for n in [1]), ": generator has no form in JSON"),
         ({(1, 2): 3}, "keys"),
         ("x" * 99, "work() returned 101 bytes of JSON, more than the 100 of result_limit"),
     ],
