@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     Message = tuple[dict[str, Any], bytes]
 
+#: As `child.main` ends a process that could not report.
+UNREPORTED = 70
+
 
 def judge(
     dead: Child,
@@ -43,6 +46,10 @@ def judge(
         return {**facts, **header}, body
     if exit_status >= 0:
         sentence = f"the process ended itself with exit status {exit_status} before the task returned"
+        if exit_status == UNREPORTED:
+            sentence += (
+                "; forkrunner itself ends it so when its report's file was closed, as by os.closerange"
+            )
         return {"outcome": "exited", "error_message": sentence, **facts}, b""
     number, outcome = -exit_status, "crashed"
     bounds = (dead.job or {}).get("limits", {})

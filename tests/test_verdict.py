@@ -8,7 +8,7 @@ import pytest
 
 from forkrunner.children import DUMP, RUNNING, TERM, Child
 from forkrunner.job import Outcome
-from forkrunner.verdict import judge
+from forkrunner.verdict import UNREPORTED, judge
 
 DONE = ({"kind": "outcome", "outcome": "done"}, b"7")
 
@@ -49,6 +49,11 @@ def test_each_way_to_die_has_a_word(status, report, outcome):
     header, _ = judge(dead(), status, report, never)
     assert header["outcome"] == outcome
     assert Outcome(outcome)
+
+
+def test_who_has_closed_the_file_of_its_report_is_told_so():
+    assert "closerange" in judge(dead(), exited(UNREPORTED), None, never)[0]["error_message"]
+    assert "closerange" not in judge(dead(), exited(3), None, never)[0]["error_message"]
 
 
 def test_a_kill_from_outside_is_told_from_the_kernels():
