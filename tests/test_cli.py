@@ -354,7 +354,7 @@ def test_a_running_job_shows_its_progress_and_is_cancelled(cli: Cli, ask: Ask, s
     assert (progress["fraction"], progress["message"]) == (0.42, "waiting")
     assert "42 % waiting" in ask("list").stdout
     assert "42 % waiting" in ask("show", job_id).stdout
-    assert "its output is kept when it ends" in ask("log", job_id).stderr
+    assert "has written nothing so far" in ask("log", job_id).stderr
     (row,) = ask("status", "--json").json["supervisors"]
     assert (row["target"], row["slots"], row["pid"]) == ("jobs:runner", 2, supervisor.pid)
     assert "asked to end it" in ask("cancel", job_id, "--reason", "wrong file").stdout
