@@ -54,7 +54,7 @@ def kill_holders(path: str) -> int:
             fds = os.listdir(f"/proc/{pid}/fd")
         except OSError:  # it is gone, or somebody else's
             continue
-        if any(_is_file(f"/proc/{pid}/fd/{fd}", wanted) for fd in fds):
+        if any(_is_file(f"/proc/{pid}/fd/{fd}", path, wanted) for fd in fds):
             found += process.kill(pid, signal.SIGKILL)
     return found
 
@@ -83,9 +83,12 @@ def _is_orphan(environment: bytes) -> bool:
     return False
 
 
-def _is_file(path: str, wanted: os.stat_result) -> bool:
+def _is_file(link: str, path: str, wanted: os.stat_result) -> bool:
     try:
-        found = os.stat(path)
+        # by its name first: to look at a file that lies on a dead network disk would hang us
+        if not os.readlink(link).endswith(os.path.basename(path)):
+            return False
+        found = os.stat(link)
     except OSError:
         return False
     return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)

@@ -55,7 +55,8 @@ def judge(
     bounds = (dead.job or {}).get("limits", {})
     if number == signal.SIGKILL:
         outcome, sentence = who_killed(dead.pid)
-    elif number == signal.SIGXCPU:
+    # the kernel's limits are whole seconds by its own clock: without that much, somebody else has sent the signal
+    elif number == signal.SIGXCPU and ("cpu_seconds" in bounds or dead.cpu > 0.5):
         outcome = "over_cpu"
         if "cpu_seconds" in bounds:
             sentence = units.breach("cpu_seconds", bounds, f"it used {dead.cpu:.2f} s of CPU time (SIGXCPU)")
