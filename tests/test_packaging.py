@@ -27,9 +27,10 @@ SOURCES = {
 
 #: Library → the only modules that may import it, at any level (DESIGN section 6, rule 13).
 LIBRARIES = {
-    "sqlalchemy": {"schema", "store", "statements", "database", "wake", "migrations"},
-    "alembic": {"schema", "store", "migrations"},
-    "psycopg": {"store", "database", "wake"},
+    "sqlalchemy": {"schema", "store", "statements", "database", "wake", "migrations"}
+    | {"callers", "revision", "transactions"},
+    "alembic": {"schema", "revision", "migrations"},
+    "psycopg": {"database", "wake"},
     "pymemcache": {"progress"},
     "smtplib": {"mail"},
     "click": {"cli", "invocation", "terminal"},
@@ -87,7 +88,11 @@ FLOORS = [
         "migrations",
         "database",
         "statements",
+        "batches",
+        "callers",
+        "revision",
         "store",
+        "transactions",
         "wake",
         "progress",
         "sender",

@@ -122,7 +122,7 @@ def test_the_tables_of_the_application_are_left_alone(database: str):
     [("9999", "newer than .*: install the release"), ("0000", "expected .*: run `forkrunner migrate`")],
 )
 def test_a_schema_of_another_release_is_refused_in_one_line(migrated, revision, words, monkeypatch):
-    monkeypatch.setattr("forkrunner.store.REVISIONS", ("0000", *schema.REVISIONS))
+    monkeypatch.setattr("forkrunner.revision.REVISIONS", ("0000", *schema.REVISIONS))
     engine = sa.create_engine(Store(migrated)._database.url)
     with engine.begin() as connection:
         connection.execute(sa.text(f"UPDATE forkrunner_version SET version_num = '{revision}'"))

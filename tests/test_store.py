@@ -440,7 +440,7 @@ def check_row(row: Row) -> None:
 
 
 def clear(store: Store) -> None:
-    with store._open().begin() as connection:
+    with store._transactions.open().begin() as connection:
         connection.execute(sa.delete(jobs))
         connection.execute(sa.delete(attempts))
 
@@ -754,7 +754,7 @@ def test_one_bad_ending_does_not_keep_the_others_from_being_stored(store, disk):
             "CREATE TRIGGER refuse BEFORE INSERT ON forkrunner_attempts WHEN NEW.exit_status = 1099511627776 "
             "BEGIN SELECT RAISE(ABORT, 'out of range'); END"
         )
-        with store._open().connect() as connection:
+        with store._transactions.open().connect() as connection:
             connection.exec_driver_sql(refuse)
             connection.commit()
     ends = [ending(claim, exit_status=1 << 40 if n == 4 else 0) for n, claim in enumerate(claims)]
@@ -797,7 +797,9 @@ def test_a_batch_is_as_large_as_one_call_can_write(store):
 def statements_of(store: Store) -> list[str]:
     seen: list[str] = []
     event.listen(
-        store._open(), "before_cursor_execute", lambda c, cur, sql, *rest: seen.append(sql.split(None, 1)[0])
+        store._transactions.open(),
+        "before_cursor_execute",
+        lambda c, cur, sql, *rest: seen.append(sql.split(None, 1)[0]),
     )
     return seen
 
@@ -830,7 +832,7 @@ def test_statements_per_call(other_store, disk):
 
 def plan(store: Store, call) -> str:
     """How the database goes about the last statement that `call` sends."""
-    engine = store._open()
+    engine = store._transactions.open()
     sent: list[tuple] = []
 
     def note(connection, cursor, sql, parameters, *rest) -> None:
@@ -1084,7 +1086,7 @@ def descriptors() -> dict[int, str]:
 
 
 def test_a_child_that_never_uses_the_store_harms_nothing(store):
-    engine = store._open()
+    engine = store._transactions.open()
     with engine.begin() as connection:
         connection.execute(sa.update(jobs).values(priority=1))
 
@@ -1279,7 +1281,7 @@ def test_statements_are_prepared_where_the_backend_is_ours(postgresql_database):
     for role, threshold in (("supervisor", 2), ("client", None)):
         store = Store(postgresql_database, role=role)
         store.migrate()
-        with store._open().connect() as connection:
+        with store._transactions.open().connect() as connection:
             assert threshold_of(connection) == threshold
         store.close()
 
@@ -1298,7 +1300,7 @@ def test_through_pgbouncer_in_transaction_mode(pgbouncer, postgresql_database):
         done += len(ended)
     done += len(supervisor.finish([ending(claim) for claim in again]))
     assert done == 200
-    with supervisor._open().connect() as connection:
+    with supervisor._transactions.open().connect() as connection:
         # its backends change under us: nothing may be prepared in one of them
         assert threshold_of(connection) is None
         assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "4500ms"
@@ -1369,7 +1371,7 @@ def test_durability_by_role(sqlite_database: str):
     for role, level in (("client", 2), ("supervisor", 1)):
         store = Store(sqlite_database, role=role)
         store.check_schema()
-        with store._open().connect() as connection:
+        with store._transactions.open().connect() as connection:
             assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == level
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         store.close()
@@ -1387,13 +1389,13 @@ def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.
 def test_a_full_disk_is_unavailable_and_loses_nothing(sqlite_database: str):
     store = Store(sqlite_database)
     put(store, 10)
-    with store._open().connect() as connection:
+    with store._transactions.open().connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreUnavailable, match="full"):
         put(store, 1000)
     assert store.counts() == {"default": {"pending": 10}}
-    with store._open().connect() as connection:
+    with store._transactions.open().connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
     put(store, 1000)
     assert store.counts() == {"default": {"pending": 1010}}

@@ -53,7 +53,7 @@ def runner(database: str, tmp_path: Path) -> Iterator[Runner]:
 def statements(runner: Runner) -> Iterator[list[str]]:
     """The statements that the runner's store sends from now on."""
     sent: list[str] = []
-    engine = runner.store._open()
+    engine = runner.store._transactions.open()
 
     def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
         sent.append(statement)

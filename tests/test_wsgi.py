@@ -43,7 +43,7 @@ class Site:
         self.runner.store.register(supervisor_row("a"), 60)
         Path(place(self.runner.settings)["folder"]).mkdir(parents=True)
         self.sent: list[str] = []
-        engine = self.runner.store._open()
+        engine = self.runner.store._transactions.open()
         sa.event.listen(engine, "before_cursor_execute", lambda *facts: self.sent.append(facts[2]))
 
     def mount(self, app: Any) -> Client:
