@@ -89,7 +89,7 @@ class _RunCommand(click.Command):
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         import signal
 
-        from forkrunner.supervisor import SIGNALS
+        from forkrunner.orders import SIGNALS
 
         with formatter.section("Signals"):
             rows = [

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from . import __version__, clock, process, scratch
+from .attempts import Running
 from .errors import HandoverError, StoreUnavailable
 from .job import Claim, Ending
 from .lease import Lease
@@ -185,7 +186,7 @@ def gather(supervisor: Supervisor) -> State:
         release=__version__,
         home=home(supervisor.settings),
         targets=[place.target for place in molds.places],
-        code=supervisor.code,
+        code=supervisor.hearing.code,
         lease_id=lease.id,
         lease_ends=lease.ends,
         lock=lease.lock.fd,
@@ -212,15 +213,15 @@ def gather(supervisor: Supervisor) -> State:
         ],
         running=[
             RunningState(run.claim, run.options, run.mold.generation, run.cancelling, run.paused)
-            for run in supervisor.running.values()
+            for run in supervisor.attempts.running.values()
         ],
-        endings=list(supervisor.endings),
-        ended_count=supervisor.ended_count,
-        quiet=supervisor.quiet,
-        rescue_at=supervisor.rescue_at,
+        endings=list(supervisor.attempts.endings),
+        ended_count=supervisor.attempts.ended_count,
+        quiet=supervisor.orders.quiet,
+        rescue_at=supervisor.renewal.rescue_at,
         away_since=supervisor.outage.since,
         at=clock.monotonic(),
-        shown=supervisor.shown,
+        shown=supervisor.attempts.shown,
     )
 
 
@@ -251,11 +252,9 @@ def open_store(settings: Settings) -> Store:
 
 def adopt(supervisor: Supervisor, state: State) -> None:
     """Take up what the image before this one has left."""
-    from .supervisor import Running
-
     foundry, molds = supervisor.foundry, supervisor.molds
-    supervisor.code = state.code
-    supervisor.settings = supervisor.reload_settings(state.code)
+    supervisor.hearing.code = state.code
+    supervisor.settings = supervisor.hearing.reload_settings(state.code)
     supervisor.store = open_store(supervisor.settings)
     supervisor.lease = Lease.adopt(
         supervisor.settings.runtime_dir,
@@ -278,19 +277,19 @@ def adopt(supervisor: Supervisor, state: State) -> None:
     for run in state.running:
         running = Running(run.claim, run.options, by_generation[run.mold])
         running.cancelling, running.paused = run.cancelling, run.paused
-        supervisor.running[run.claim.id, run.claim.attempt] = running
-    supervisor.endings.extend(state.endings)
-    supervisor.shown |= state.shown
-    supervisor.write_at = 0.0 if state.endings else FOREVER
-    supervisor.ended_count = supervisor.title_count = state.ended_count
-    supervisor.quiet = state.quiet
-    supervisor.rescue_at = state.rescue_at
-    supervisor.wishes_at = 0.0 if state.running else FOREVER
+        supervisor.attempts.running[run.claim.id, run.claim.attempt] = running
+    supervisor.attempts.endings.extend(state.endings)
+    supervisor.attempts.shown |= state.shown
+    supervisor.attempts.write_at = 0.0 if state.endings else FOREVER
+    supervisor.attempts.ended_count = supervisor.title_count = state.ended_count
+    supervisor.orders.quiet = state.quiet
+    supervisor.renewal.rescue_at = state.rescue_at
+    supervisor.wishes.due = 0.0 if state.running else FOREVER
     supervisor.outage.since = state.away_since
     if supervisor.lease.taken:
-        supervisor.set_fence()
+        supervisor.renewal.set_fence()
     # what is busy under our name and not among the running was claimed when the exec came
-    supervisor.claims_in_doubt = True
+    supervisor.rows.in_doubt = True
 
 
 # ------------------------------------------------------------------------------- the upgrade

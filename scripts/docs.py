@@ -12,7 +12,7 @@ FILES = ("README.md", "forkrunner/README.md")
 #: Marker → the function that returns the table; its module is imported only where the marker is met.
 TABLES = {
     "settings": "forkrunner.config:table",
-    "signals": "forkrunner.supervisor:signal_table",
+    "signals": "forkrunner.orders:signal_table",
     "events": "forkrunner.events:table",
     "endings": "forkrunner.job:ending_table",
 }

@@ -22,9 +22,9 @@ from forkrunner import terminal, units
 from forkrunner.cli import main
 from forkrunner.config import SETTINGS
 from forkrunner.job import Attempt, Ending, New, Next, Outcome, State, SupervisorRow
+from forkrunner.orders import SIGNALS
 from forkrunner.runner import new_id
 from forkrunner.store import Store
-from forkrunner.supervisor import SIGNALS
 from tests.support import Cli, Finished, Process, wait_until
 
 APP = """

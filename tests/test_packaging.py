@@ -101,6 +101,7 @@ FLOORS = [
         "mail",
     },
     {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner", "watch"}
+    | {"attempts", "hearing", "orders", "renewal", "rows", "waking", "wishes"}
     | {"hooks", "safety", "loglines", "lifeline", "keeper"},
     {"cli", "invocation", "terminal", "bars", "logs", "testing", "__main__"}
     | {"wsgi", "endpoint", "asgi", "openapi"},

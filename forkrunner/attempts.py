@@ -1,0 +1,217 @@
+"""What runs for a supervisor, and what has ended and is not written yet.
+
+Used by the supervisor's loop only. A claim comes in by `start`; its attempt is in `running` until a mold says how it
+ended; its ending is in `endings` until `rows.py` has written it, and then it is told by `report`. Nothing here asks
+the database. Keeps (1) and (2) of `supervisor.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from . import clock, temporary
+from .job import Attempt, Ending, Outcome, Policy, after
+from .lease import HOST
+from .molds import FOREVER, Stage
+from .tasks import LIMITS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .job import Claim
+    from .molds import Mold
+    from .supervisor import Supervisor
+
+#: An ending is never held back longer than this, seconds.
+_LONGEST_WAIT = 0.02
+#: Characters of a job's error in a log line; the rest is in the row.
+_LONGEST_LINE = 500
+#: What is done is not run again, whatever its task declared.
+_ANY_POLICY = Policy()
+
+#: Id of a job and number of its attempt.
+Key = tuple[str, int]
+
+
+class Running:
+    """One claimed job that a mold has."""
+
+    __slots__ = ("cancelling", "claim", "mold", "options", "paused")
+
+    def __init__(self, claim: Claim, options: dict[str, Any], mold: Mold) -> None:
+        self.claim = claim
+        self.mold = mold
+        #: The task's options, with the call's own over them.
+        self.options = options
+        self.cancelling = self.paused = False
+
+
+class Attempts:
+    """The attempts of one supervisor, from claim to report."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self.log = supervisor.log
+        self.running: dict[Key, Running] = {}
+        #: Where jobs that ask for one have a temporary folder.
+        self.temporary = temporary.folder()
+        self.endings: deque[Ending] = deque()
+        #: Jobs in `endings` that may have told their progress; it is cleared away when the row says more.
+        self.shown: set[str] = set()
+        self.ended_count = 0
+        #: When the endings are to be written, whatever else may end meanwhile.
+        self.write_at = FOREVER
+
+    def start(self, claims: list[Claim]) -> None:
+        """Hand claimed jobs to the molds."""
+        for claim in claims:
+            mold = self.supervisor.molds.choose(claim.task)
+            if mold is None:  # given back by the next turn, since it does not run
+                self.supervisor.rows.in_doubt = True
+                continue
+            options = options_of(claim, mold.tasks)
+            self.running[claim.id, claim.attempt] = Running(claim, options, mold)
+            mold.busy += 1
+            mold.jobs += 1
+            if mold.jobs == self.supervisor.settings.mold_jobs:
+                self.supervisor.foundry.care_at = 0.0
+            header: dict[str, Any] = {
+                "kind": "run",
+                "id": claim.id,
+                "task": claim.task,
+                "queue": claim.queue,
+                "attempt": claim.attempt,
+                "tries": claim.tries,
+                "started_at": claim.started_at.isoformat(),
+                "grace": self.supervisor.settings.grace if options.get("grace") is None else options["grace"],
+            }
+            if options.get("timeout") is not None:
+                header["timeout"] = options["timeout"]
+            if limits := {name: options[name] for name in LIMITS if options.get(name)}:
+                if "temporary_folder" in limits:
+                    limits["temporary_folder"] = f"{self.temporary}/{claim.id}-{claim.attempt}"
+                header["limits"] = limits
+            if claim.cursor is not None:
+                header["cursor"] = claim.cursor
+            mold.link.tell(header, claim.arguments.encode())
+            self.log.emit("job.started", task=claim.task, id=claim.id, attempt=claim.attempt)
+
+    def ended(self, mold: Mold, facts: dict[str, Any], body: bytes) -> None:
+        """Decide what becomes of a job whose attempt has ended, and keep it to be written. Keeps (2)."""
+        run = self.running.pop((facts["id"], facts["attempt"]), None)
+        if run is None:
+            return  # told twice, or given back meanwhile
+        mold.busy -= 1
+        if mold.stage is Stage.DRAINING:
+            self.supervisor.renewal.renew_at = 0.0  # people wait for it
+        claim = run.claim
+        if facts.get("progress", True):  # unless it is known to have said nothing
+            self.shown.add(claim.id)
+        attempt = Attempt(
+            job_id=claim.id,
+            attempt=claim.attempt,
+            outcome=Outcome(facts["outcome"]),
+            supervisor=claim.supervisor,
+            host=HOST,
+            pid=facts.get("pid"),
+            started_at=clock.from_wall(facts["started"]) if "started" in facts else claim.started_at,
+            finished_at=clock.from_wall(facts["finished"]) if "finished" in facts else clock.utc(),
+            exit_status=facts.get("exit_status"),
+            signal=facts.get("signal"),
+            error_type=facts.get("error_type"),
+            error_message=facts.get("error_message"),
+            traceback=facts.get("traceback"),
+            stacks=facts.get("stacks"),
+            output_tail=facts.get("output_tail"),
+            cpu_user_seconds=facts.get("cpu_user"),
+            cpu_system_seconds=facts.get("cpu_system"),
+            peak_memory_bytes=facts.get("peak"),
+            task=claim.task,
+            waited_seconds=waited(claim),
+            run_seconds=facts.get("ran"),
+            minor_faults=facts.get("minor_faults"),
+            major_faults=facts.get("major_faults"),
+            voluntary_switches=facts.get("voluntary"),
+            involuntary_switches=facts.get("involuntary"),
+            leftover_processes=facts.get("leftover"),
+            output_bytes=facts.get("output_bytes"),
+            steps=msgspec.json.encode(facts["steps"]).decode() if "steps" in facts else None,
+        )
+        retry, cursor = facts.get("retry", True), facts.get("cursor")
+        output = None
+        if length := facts.get("output"):  # it stands behind the result
+            body, output = body[:-length], body[-length:].decode("utf-8", "replace")
+        self.keep(attempt, claim, run.options, retry=retry, result=body, cursor=cursor, output=output)
+
+    def refused(self, mold: Mold, header: dict[str, Any]) -> None:
+        """Give a job back that a mold could not fork for; it counts as nothing."""
+        if self.running.pop((header["id"], header["attempt"]), None):
+            mold.busy -= 1
+        self.supervisor.rows.refused(clock.monotonic())
+        self.log.emit("job.refused", id=header["id"], error=header["error"])
+
+    def keep(
+        self,
+        attempt: Attempt,
+        claim: Claim,
+        options: dict[str, Any],
+        *,
+        retry: bool = True,
+        result: bytes = b"",
+        cursor: str | None = None,
+        output: str | None = None,
+    ) -> Ending:
+        """Keep an ending until it is written."""
+        done = attempt.outcome is Outcome.DONE
+        policy = _ANY_POLICY if done else Policy.of(options)
+        then = after(attempt.outcome, tries=claim.tries, crashes=claim.crashes, policy=policy, retry=retry)
+        if done:
+            text = result.decode("utf-8", "replace")
+            ending = Ending(attempt, then, claim.task, result=text, output=output)
+        else:
+            ending = Ending(attempt, then, claim.task, error=attempt.sentence(), cursor=cursor, output=output)
+        self.endings.append(ending)
+        self.ended_count += 1
+        if self.write_at == FOREVER:
+            self.write_at = clock.monotonic() + _LONGEST_WAIT
+        return ending
+
+    def report(self, ending: Ending, written: bool) -> None:
+        """Tell how an attempt ended, after that was written."""
+        attempt = ending.attempt
+        if attempt.job_id in self.shown:
+            self.shown.discard(attempt.job_id)
+            if written:  # else another attempt may have its progress there
+                self.supervisor.hearing.progress.drop(attempt.job_id)
+        seconds = 0.0
+        if attempt.started_at and attempt.finished_at:
+            seconds = (attempt.finished_at - attempt.started_at).total_seconds()
+        facts = {
+            "task": ending.task,
+            "id": attempt.job_id,
+            "attempt": attempt.attempt,
+            "outcome": str(attempt.outcome),
+        }
+        if not written:
+            self.log.emit("job.late", **facts)
+        elif attempt.outcome is Outcome.DONE:
+            self.log.emit("job.ended", seconds=seconds, **facts)
+        else:
+            error = (ending.error or "")[:_LONGEST_LINE]
+            self.log.emit("job.failed", seconds=seconds, then=ending.consequence(), error=error, **facts)
+
+
+def options_of(claim: Claim, tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the task's options with those of the call, which are in the row, over them."""
+    options = tasks.get(claim.task, {})
+    return options | msgspec.json.decode(claim.options) if claim.options else options
+
+
+def waited(claim: Claim) -> float | None:
+    """Return how long a job was due before it was claimed, seconds by the database's clock."""
+    if claim.run_at is None:
+        return None
+    return max(0.0, (claim.started_at - max(claim.run_at, claim.created_at)).total_seconds())

@@ -1,0 +1,179 @@
+"""What molds say, and that they have died: settings, tasks and mistakes of the application come to a supervisor here.
+
+Used by the supervisor's loop only. A message of the kind `x` is taken by `on_x`; those of attempts go on to
+`attempts.py`. Where molds are started and ended says `foundry.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from . import changes, clock, handover, identity, process
+from .changes import Changes
+from .errors import ConfigError, TargetError
+from .molds import FOREVER, Stage, targets_of
+from .progress import Reader
+from .progress import place as progress_place
+from .safety import EFFECTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .config import Settings
+    from .molds import Mold
+    from .supervisor import Supervisor
+
+#: What a reload does not change: it is in use since the start.
+_FIXED = ("app", "database", "notify", "lease", "store_timeout", "runtime_dir", "log_level", "log_format",
+          "molds", "reload")  # fmt: skip
+
+
+class Hearing:
+    """What one supervisor knows from its molds."""
+
+    def __init__(self, supervisor: Supervisor, reload_settings: Callable[[dict[str, Any]], Settings]) -> None:
+        self.supervisor = supervisor
+        self.log = supervisor.log
+        self.attempts = supervisor.attempts
+        self.reload_settings = reload_settings
+        #: What the application sets in its code, as the newest mold told.
+        self.code: dict[str, Any] = {}
+        #: Where progress is cleared away.
+        self.progress: Reader
+        #: Looks at the application's files, if that is asked for.
+        self.changes: Changes | None = None
+        self.watch_at = FOREVER
+
+    def take(self) -> None:
+        for mold in self.supervisor.molds:
+            self.take_of(mold)
+
+    def take_of(self, mold: Mold) -> None:
+        for header, body in self.supervisor.foundry.receive(mold):
+            getattr(self, "on_" + header["kind"])(mold, header, body)
+
+    def on_up(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        if mold.stage is Stage.DISCARDED:
+            return
+        try:
+            if mold.place.target == self.supervisor.target:
+                self.adopt_settings(self.reload_settings(header["code"]))
+                self.code = header["code"]
+            elif handover.home(self.reload_settings(header["code"])) != handover.home(
+                self.supervisor.settings
+            ):
+                raise ConfigError(
+                    f"{mold.place.target}: its jobs are in another database than those of {self.supervisor.target}"
+                )
+        except ConfigError as error:
+            if self.supervisor.store is None:
+                raise
+            self.supervisor.foundry.broken(mold, str(error))
+            process.kill_tree(mold.link.pid)
+            return
+        before = self.supervisor.molds.up(mold, header["tasks"], clock.monotonic())
+        self.supervisor.foundry.care_at = 0.0
+        if before is not None:
+            self.supervisor.foundry.retire(before, mold.place.reason)
+        if self.supervisor.store is None and len(self.supervisor.molds) == 1:
+            self.supervisor.molds.extend(
+                targets_of(self.supervisor.target, self.supervisor.settings.molds)[1:]
+            )
+        self.start_watching(header.get("files", []))
+        self.supervisor.renewal.renew_at = 0.0
+        where = self.use_settings()
+        mold.link.tell(
+            {
+                "kind": "go",
+                "spares": min(self.supervisor.settings.spares, self.supervisor.settings.slots),
+                "output_limit": self.supervisor.settings.output_limit,
+                "result_limit": self.supervisor.settings.result_limit,
+                "exit_timeout": self.supervisor.settings.exit_timeout,
+                "progress": {key: where[key] for key in ("url", "prefix", "rate", "folder")},
+            }
+        )
+        self.supervisor.renewal.tell_lease()
+        seconds = clock.monotonic() - mold.started
+        # of the first one `supervisor.started` tells
+        self.log.emit(
+            "mold.ready" if self.supervisor.store is None else "mold.up",
+            generation=mold.generation,
+            tasks=len(mold.tasks),
+            seconds=seconds,
+            pid=mold.link.pid,
+        )
+        for kind, what, by in header["unsafe"]:
+            self.log.emit("mold.unsafe", finding=kind, what=what, by=by, effect=EFFECTS[kind])
+        self.supervisor.rows.look_at = 0.0
+
+    def on_alive(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        """Nothing more: it was heard."""
+
+    def on_broken(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        if self.supervisor.store is None:
+            raise TargetError(header["error"], traceback=header.get("traceback"))
+        # the code was changed under a running supervisor: it may be mended in the same way
+        self.supervisor.foundry.broken(mold, header["error"], header.get("traceback"))
+
+    def on_ended(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        self.attempts.ended(mold, header, body)
+
+    def on_refused(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        self.attempts.refused(mold, header)
+
+    def on_dead_mold(self, mold: Mold, how: str) -> None:
+        """Count its attempts as lost, once it is certain that none of its children is left."""
+        self.take_of(mold)
+        self.supervisor.foundry.bury(mold)
+        self.supervisor.renewal.renew_at = 0.0
+        if mold.stage is Stage.STARTING and self.supervisor.orders.stop_at == FOREVER:
+            why = mold.why or f"the process ended while it was imported ({how})"
+            if self.supervisor.store is None:
+                raise TargetError(f"{mold.place.target}: {why}")
+            self.supervisor.foundry.broken(mold, why)
+        elif mold.stage is Stage.DRAINING and not mold.busy:
+            self.log.emit("mold.finished", generation=mold.generation)
+        elif mold.stage is not Stage.DISCARDED and not self.supervisor.orders.killed:
+            then = "it was draining" if mold.stage is Stage.DRAINING else "a new one is started"
+            self.log.emit("mold.died", generation=mold.generation, how=how, busy=mold.busy, then=then)
+        for (job_id, number), run in list(self.attempts.running.items()):
+            if run.mold is mold:
+                lost = {"outcome": "lost", "error_message": f"its mold died ({how})"}
+                self.attempts.ended(mold, {"id": job_id, "attempt": number, **lost}, b"")
+
+    def adopt_settings(self, fresh: Settings) -> None:
+        """Take over what may change while we run."""
+        if self.supervisor.store is not None:
+            for name in fresh.fix(self.supervisor.settings, _FIXED):
+                self.log.emit("settings.fixed", setting=name, value=self.supervisor.settings.shown(name))
+        self.supervisor.settings = fresh
+
+    def use_settings(self) -> dict[str, Any]:
+        """Make ready what follows from the settings; return where progress goes."""
+        where = progress_place(self.supervisor.settings)
+        for folder in (self.supervisor.settings.runtime_dir, where["runtime"], where["folder"]):
+            identity.private_folder(folder)
+        self.progress = Reader(where)
+        self.progress.sweep()
+        return where
+
+    def start_watching(self, imported: list[str]) -> None:
+        """Watch the application's files, if that is asked for, and those that a mold has imported from elsewhere."""
+        if not self.supervisor.settings.reload:
+            return
+        if self.changes is None:
+            self.changes, self.watch_at = (
+                Changes(self.supervisor.foundry.folder),
+                clock.monotonic() + changes.EVERY,
+            )
+        self.changes.add(imported)
+
+    def watch_files(self, now: float) -> None:
+        if self.changes is None or now < self.watch_at:
+            return
+        self.watch_at = now + changes.EVERY
+        path = self.changes.changed()
+        if path is not None and self.supervisor.orders.stop_at == FOREVER:
+            self.log.emit("files.changed", path=os.path.relpath(path, self.supervisor.foundry.folder))
+            self.supervisor.foundry.reload()

@@ -1,0 +1,134 @@
+"""The turn: one transaction that writes what has ended and claims for what is free, and when it is due.
+
+Used by the supervisor's loop only. Everything that the loop writes to rows of its own goes through here; what it
+writes for the dead, and to its own row, through `renewal.py`. Keeps (4) of `supervisor.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import clock
+from .molds import FOREVER
+
+if TYPE_CHECKING:
+    from .supervisor import Supervisor
+
+#: While attempts run, two transactions are this far apart, so that several endings share one, seconds.
+_GATHER = 0.014
+#: Share of the slots whose endings make a transaction due at once.
+_FULL = 0.7
+#: First pause between two looks when nothing wakes us; it grows to `poll_interval`.
+_IDLE_FIRST = 0.01
+#: While notifications are known to arrive, looking is a safety net only: so many times `poll_interval`.
+TRUST = 10
+#: After the mold could not fork for a job, no more are claimed for so long, seconds.
+_CROWDED = 1.0
+
+
+class Rows:
+    """When rows are looked for and written."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self.log = supervisor.log
+        self.attempts = supervisor.attempts
+        #: When to look for due rows, if nothing wakes us before.
+        self.look_at = 0.0
+        #: A claim may have been committed that we do not know of.
+        self.in_doubt = False
+        #: The mold could not fork: nothing is claimed before, whatever slots are free.
+        self.crowded_until = 0.0
+        self.last_turn = 0.0
+        self.idle_pause = _IDLE_FIRST
+
+    def free_slots(self) -> int:
+        if self.supervisor.orders.quiet or not self.supervisor.molds.take_jobs():
+            return 0
+        # endings that pile up because the database is away keep slots: we must not run ever more
+        return max(
+            0,
+            self.supervisor.settings.slots
+            - len(self.attempts.running)
+            - max(0, len(self.attempts.endings) - self.supervisor.settings.slots),
+        )
+
+    def due(self) -> float:
+        """Say when rows are to be written or claimed next: one transaction does both."""
+        due = max(self.look_at, self.crowded_until) if self.free_slots() else FOREVER
+        if self.in_doubt:
+            due = 0.0
+        if self.attempts.endings:
+            due = min(due, self.attempts.write_at)
+            # nothing else runs, or most slots wait: no reason to gather any longer
+            if (
+                not self.attempts.running
+                or len(self.attempts.endings) >= self.supervisor.settings.slots * _FULL
+            ):
+                return 0.0
+        return max(due, self.last_turn + _GATHER) if self.attempts.running else due
+
+    def turn(self, now: float) -> None:
+        """Write what has ended and claim for what is free, in one transaction."""
+        if now < self.due() or self.supervisor.store is None or not self.supervisor.lease.taken:
+            return
+        if self.in_doubt and not self.supervisor.ask(self.give_back_strays):
+            return
+        store, supervisor = self.supervisor.store, self.supervisor.lease.id
+        batch = store.batch(self.attempts.endings)
+        free = self.free_slots() if now >= self.crowded_until else 0
+        queues = self.supervisor.settings.queues or None
+        # until the answer is here we do not know what was committed
+        self.in_doubt = free > 0
+        answer = self.supervisor.ask(lambda: store.turn(supervisor, batch, free, queues))
+        if answer is None:
+            # locked by another process: nothing was begun
+            self.in_doubt = self.in_doubt and self.supervisor.outage.since is not None
+            return
+        self.in_doubt = False
+        written, claims = answer
+        # first what others wait for
+        self.attempts.start(claims)
+        self.supervisor.foundry.send()
+        for ending in batch:
+            self.attempts.endings.popleft()
+            self.attempts.report(ending, (ending.attempt.job_id, ending.attempt.attempt) in written)
+        self.attempts.write_at = clock.monotonic() if self.attempts.endings else FOREVER
+        if claims:
+            self.idle_pause = _IDLE_FIRST
+            self.supervisor.wishes.expect(now)
+        if free:
+            self.look_at = 0.0 if len(claims) == free else self.next_look()
+        # its beginning: a turn that took long has gathered enough meanwhile
+        self.last_turn = now
+
+    def refused(self, now: float) -> None:
+        """Take it that a mold cannot fork just now."""
+        self.in_doubt = True  # what is busy under our id and does not run is given back
+        self.crowded_until = now + _CROWDED
+
+    def next_look(self) -> float:
+        """Say when to look for due jobs again if nothing wakes us; all that was due is ours."""
+        if self.supervisor.waking.works():
+            pause = self.supervisor.settings.poll_interval * TRUST
+        else:
+            pause, self.idle_pause = (
+                self.idle_pause,
+                min(self.idle_pause * 1.5, self.supervisor.settings.poll_interval),
+            )
+        store, queues = self.supervisor.store, self.supervisor.settings.queues or None
+        due = self.supervisor.ask(lambda: (store.next_due(queues),)) if store else None
+        if due and due[0] is not None:
+            pause = min(max(due[0], 0.0), pause)
+        return clock.monotonic() + pause
+
+    def give_back_strays(self) -> bool:
+        """Give back what is busy under our id and not running here: a commit whose answer was lost."""
+        assert self.supervisor.store is not None
+        kept = {(ending.attempt.job_id, ending.attempt.attempt) for ending in self.attempts.endings}
+        strays = self.supervisor.store.busy(self.supervisor.lease.id) - self.attempts.running.keys() - kept
+        if strays:
+            self.supervisor.store.release(self.supervisor.lease.id, list(strays))
+            self.log.emit("claims.given_back", count=len(strays))
+        self.in_doubt = False
+        return True
