@@ -75,7 +75,8 @@ class Conversion:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="scripts/demo", description="Convert files of tracks as background jobs and watch them."
+        prog="scripts/demo",
+        description="Convert files of tracks as background jobs and watch them; or, with --web, serve a site that does.",
     )
     parser.add_argument("files", metavar="FILE", nargs="*", help="instead of the ones that ship")
     given = parser.parse_args(arguments).files

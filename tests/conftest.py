@@ -158,6 +158,7 @@ _LONG = {
     "test_many",
     "test_progress_faults",
     "test_signals",
+    "test_site",
     "test_trackconvert",
     "test_watch",
 }

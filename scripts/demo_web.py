@@ -1,0 +1,175 @@
+"""Serve the example site with its jobs until Ctrl-C: scripts/demo --web.
+
+Without any setting the database is an SQLite file in a new folder, and progress goes to files. FORKRUNNER_DATABASE,
+FORKRUNNER_PROGRESS_URL and all others are heeded, unlike in the other demo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import waitress
+
+from forkrunner import ForkrunnerError, Runner
+from forkrunner.units import mask
+
+TARGET = "trackconvert.jobs:runner"
+#: So that the address is the same each time; another if it is taken.
+_PORT = 8000
+#: Seconds that a conversion takes at least, to be seen.
+_DWELL = 4.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo --web",
+        description="Serve the example site: upload files of tracks, watch their conversions, download the results.",
+    )
+    parser.add_argument("--web", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=_port, help=f"(default: {_PORT}, or any that is free)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="keep database and files there (default: a new folder, removed at the end)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=_DWELL,
+        help="that each conversion takes at least, to be seen (default: %(default)g)",
+    )
+    given = parser.parse_args(arguments)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _interrupt)
+    with contextlib.ExitStack() as stack:
+        try:
+            if given.folder is None:
+                work = Path(tempfile.mkdtemp(prefix="forkrunner-demo-"))
+                stack.callback(shutil.rmtree, work, ignore_errors=True)
+            else:
+                work = given.folder
+                work.mkdir(parents=True, exist_ok=True)
+            # a Runner takes the folder that is current when it is made
+            os.chdir(work)
+            serve(given.host, given.port, given.seconds)
+        except KeyboardInterrupt:
+            print("\nInterrupted: nothing is left running.", file=sys.stderr)
+            return 130
+        except (OSError, ForkrunnerError) as error:
+            print(f"scripts/demo: {error}", file=sys.stderr)
+            return 1
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise ValueError
+    return number
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def serve(host: str, port: int | None, seconds: float) -> NoReturn:
+    """Serve in the current folder until KeyboardInterrupt; or ChildProcessError, if the supervisor ends before."""
+    from trackconvert.jobs import runner
+    from trackconvert.web.site import Site
+
+    database = mask(runner.settings.database)
+    runner.store.migrate()
+    site = Site(runner, Path("files"), demo_seconds=seconds)
+    listener = _listen(host, port)
+    server = waitress.create_server(site, sockets=[listener], threads=6, ident="trackconvert")
+    try:
+        with _supervisor(runner) as supervisor:
+            address = f"[{host}]" if ":" in host else host
+            print(
+                f"The site is at http://{address}:{listener.getsockname()[1]}/  (Ctrl-C ends it)", flush=True
+            )
+            print(f"Jobs are in {database}, files in {Path.cwd()}", flush=True)
+            server.run()
+            # only here: waitress takes the KeyboardInterrupt for itself, to let its threads finish
+            if supervisor.poll() is None:
+                raise KeyboardInterrupt
+            raise _ended(supervisor)
+    finally:
+        server.close()
+        listener.close()
+        site.close()
+        runner.close()
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in [_PORT, 0] if port is None else [port]:
+        try:
+            return socket.create_server((host, candidate), family=family)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or port is not None:
+                raise
+    raise AssertionError("the kernel chooses a free port")
+
+
+@contextlib.contextmanager
+def _supervisor(runner: Runner) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a supervisor for as long as the block, from when it is ready; its log goes where ours does.
+
+    If it ends by itself, KeyboardInterrupt ends the block. Raises ChildProcessError, if it does so before it is ready.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forkrunner", "run", TARGET],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        # Ctrl-C in the terminal is for us, and then it is told
+        process_group=0,
+    )
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        if process.poll() is not None:
+            raise KeyboardInterrupt
+
+    ready = False
+    try:
+        while not ready:
+            if process.poll() is not None:
+                raise _ended(process)
+            ready = any(each.pid == process.pid for each in runner.store.supervisors())
+            time.sleep(0.02)
+        signal.signal(signal.SIGCHLD, ended)
+        yield process
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # an impatient second signal must not leave it behind
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
+        # INT kills its jobs; one that is still being loaded has none, and would print where it was
+        process.send_signal(signal.SIGINT if ready else signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()  # the kernel takes its jobs along
+            process.wait()
+
+
+def _ended(process: subprocess.Popen[bytes]) -> ChildProcessError:
+    return ChildProcessError(f"the supervisor has ended, with status {process.returncode}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
