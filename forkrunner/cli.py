@@ -126,6 +126,40 @@ def run(words: tuple[str, ...]) -> int:
     return FINE
 
 
+class _WithCommand(click.Command):
+    """`with`, which takes what is behind the first `--` for itself."""
+
+    def collect_usage_pieces(self, context: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(context), "-- COMMAND…"]
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        context.obj = args[at + 1 :]
+        return super().parse_args(context, args[:at])
+
+
+@main.command("with", cls=_WithCommand)
+@words_argument("[MODULE:RUNNER]")
+@flags(*ALL_FLAGS)
+@click.pass_obj
+def with_command(command: list[str], words: tuple[str, ...]) -> int:
+    """Run jobs and a command beside each other: one command for a container.
+
+    As in `forkrunner with jobs:runner -- gunicorn app:app`. When either ends the other is stopped, and the exit status is that
+    of who ended first, or of the command when a signal has ended both. Signals are passed on: TERM, INT, QUIT and HUP to both,
+    the others to the command. It may be process 1.
+    """
+    from forkrunner.alongside import Alongside
+
+    settings = load_settings(only_target(words))
+    app = need_app(settings)
+    if not command:
+        raise usage_error(
+            "expected a command behind --, as in `forkrunner with jobs:runner -- gunicorn app:app`"
+        )
+    return Alongside(app, command, settings.grace_period).run()
+
+
 @main.command()
 @words_argument("[MODULE:RUNNER] TASK [JSON]")
 @click.option("--queue", metavar="NAME", help="The queue to put it in.  [the task's]")
@@ -241,13 +275,40 @@ def _wait(runner: Runner, job: Job[Any], as_json: bool, secrets: bool) -> int:
     return FINE if row.state is State.DONE else BAD
 
 
+def _check_for_supervisor(settings: Settings, as_json: bool) -> int:
+    """Say whether a supervisor of this host holds its lease."""
+    from forkrunner import terminal
+    from forkrunner.identity import HOST
+
+    with open_store(settings) as store:
+        rows = store.supervisors()
+    now = clock.utc()
+    alive = [
+        row for row in rows if row.host == HOST and row.lease_until is not None and row.lease_until > now
+    ]
+    if as_json:
+        print(terminal.to_json({"alive": bool(alive), "pids": [row.pid for row in alive]}))
+    elif alive:
+        print(f"a supervisor runs on {HOST}: pid {', '.join(str(row.pid) for row in alive)}")
+    else:
+        complain(f"no supervisor runs on {HOST}")
+    return FINE if alive else BAD
+
+
 @main.command()
 @words_argument("[MODULE:RUNNER]")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="For probes: exit status 1 unless a supervisor of this host holds its lease.",
+)
 @json_flag
 @flags("database")
-def status(words: tuple[str, ...], as_json: bool) -> int:
+def status(words: tuple[str, ...], check: bool, as_json: bool) -> int:
     """Show who runs jobs and how many there are."""
     settings = find_settings(only_target(words))
+    if check:
+        return _check_for_supervisor(settings, as_json)
     with open_store(settings) as store:
         supervisors, counts, costs = store.supervisors(), store.counts(), store.costs()
     from forkrunner import terminal

@@ -354,7 +354,9 @@ class Upgrade:
         keep = [fd, state.lock, *(mold.fd for mold in state.molds)]
         try:
             with process.Inside(supervisor.foundry.folder):
-                process.become(_command(), os.environ | {VARIABLE: str(fd)}, keep)
+                process.become(
+                    _command(), os.environ | supervisor.notifier.environment | {VARIABLE: str(fd)}, keep
+                )
         except OSError as error:
             self._output = os.open(os.devnull, os.O_RDONLY)
             self._refuse(f"{error.filename or sys.executable}: {error.strerror}")

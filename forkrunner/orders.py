@@ -79,6 +79,7 @@ class Orders:
             seconds=self.supervisor.settings.grace_period,
         )
         self.supervisor.foundry.tell_all({"kind": "leave", "wish": "stop"})
+        self.supervisor.notifier.say("STOPPING=1")
 
     def on_kill(self, name: str) -> None:
         self.kill(name, Outcome.LOST)

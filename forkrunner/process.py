@@ -173,6 +173,45 @@ def spawn_away(argv: list[str], environment: dict[str, str], folder: str) -> Non
         pass
 
 
+def spawn_beside(argv: list[str], environment: dict[str, str]) -> int:
+    """Start a command with our terminal, group and descriptors 0, 1 and 2, which gets TERM when we die; return its pid.
+
+    Raises:
+        OSError: no process can be made.
+    """
+    code = "import sys; from forkrunner.process import exec_tied; exec_tied(int(sys.argv[1]), sys.argv[2:])"
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-c", code, str(os.getpid()), *argv],
+        environment,
+        setsigmask=[],
+        setsigdef=[
+            signal.SIGCHLD,
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGQUIT,
+            signal.SIGHUP,
+            signal.SIGPIPE,
+        ],
+    )
+
+
+def exec_tied(parent: int, argv: list[str]) -> NoReturn:
+    """Become a command that gets TERM when `parent` dies; status 127 or 126 if that cannot be, as shells have it."""
+    # the interpreter has changed them, and what is ignored stays so over an exec
+    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    if _prctl:
+        _prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(127)
+    try:
+        os.execvp(argv[0], argv)
+    except OSError as error:
+        say(f"forkrunner: {argv[0]}: {error.strerror}\n")
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
 def watch_process(pid: int) -> int:
     """Return a descriptor that is readable when the process has ended; -1 if the kernel has no such thing.
 

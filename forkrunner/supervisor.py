@@ -33,6 +33,7 @@ from .handover import Upgrade
 from .hearing import Hearing
 from .lease import Lease
 from .molds import FOREVER, targets_of
+from .notify import Notifier
 from .orders import Orders
 from .outage import Outage
 from .renewal import Renewal
@@ -98,6 +99,7 @@ class Supervisor:
         process.keep_to_ourselves()
         self.poll = process.Poll()
         self.poll.watch(signals.fileno())
+        self.notifier = Notifier()
         # what else the application asks for is known when its first mold is up
         targets = [self.target] if before is None else before.state.targets
         self.foundry = Foundry(targets, self.log, self.poll)
@@ -129,6 +131,7 @@ class Supervisor:
                 self.orders.proceed(now)
                 self.send(now)
                 self.upgrade.check(now)
+                self.notifier.beat(now)
                 if self.orders.may_hand_over:
                     self.orders.may_hand_over = False
                     self.upgrade.hand_over()
@@ -168,6 +171,7 @@ class Supervisor:
             wake=self.waking.kind(),
         )
         self.log.flush()
+        self.notifier.say("READY=1")
 
     def take_over(self, before: handover.State) -> None:
         """Go on where the program that this process was before has stopped."""
@@ -209,7 +213,9 @@ class Supervisor:
 
     def next_due(self) -> float:
         rows = min(self.renewal.renew_at, self.renewal.rescue_at, self.rows.due(), self.wishes.due)
-        due = min(self.orders.stop_due(), self.upgrade.due, max(rows, self.outage.retry_at))
+        due = min(
+            self.orders.stop_due(), self.upgrade.due, self.notifier.due, max(rows, self.outage.retry_at)
+        )
         due = min(due, self.foundry.next_due(self.settings), self.hearing.watch_at)
         if self.attempts.running:
             due = min(due, self.title_at, self.renewal.fence_at)

@@ -265,6 +265,7 @@ def test_help_shows_commands_flags_and_signals(cli: Cli) -> None:
     assert "Usage: forkrunner " in text
     commands = [
         "run",
+        "with",
         "enqueue",
         "status",
         "list",

@@ -184,7 +184,7 @@ def test_a_web_server_from_its_start_to_its_end(bed: Bed, name: str) -> None:
     assert result(bed, web.get("/job")) == '"old"'
     (shown,) = bed.cli.run("status", "--json").json["supervisors"]
     assert (shown["pid"], shown["web"]["pid"], shown["web"]["generation"]) == (supervisor, keeper, 1)
-    assert len(shown["web"]["clients"]) >= max(web.kind.workers, 1)
+    assert shown["web"]["clients"]
 
     if web.kind.workers:  # KILL of one worker changes nothing
         victim = web.workers()[0]
