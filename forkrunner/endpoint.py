@@ -96,6 +96,9 @@ class ProgressApp:
         self._long_polls = threading.BoundedSemaphore(long_polls) if long_polls > 0 else None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if not _is_latin(path):  # Bottle decodes it for what it mounts, and PEP 3333 says that it is bytes
+            environ = environ | {"PATH_INFO": path.encode("utf-8", "replace").decode("latin-1")}
         request = Request(environ)
         return self.answer(request)(environ, start_response)
 
@@ -224,6 +227,10 @@ class ProgressApp:
 def progress_app(runner: Runner, **options: Any) -> ProgressApp:
     """Return the endpoint of a runner as a WSGI application; the options are those of `ProgressApp`."""
     return ProgressApp(runner, **options)
+
+
+def _is_latin(text: str) -> bool:
+    return text.isascii() or max(text) < "\u0100"
 
 
 def is_old(request: Request, answer: Answer) -> bool:

@@ -400,6 +400,63 @@ def test_the_document_is_what_is_answered(local):
     assert {200, 400, 404} <= seen
 
 
+# -------------------------------------------------------------------------- web frameworks
+
+
+def in_flask(app: ProgressApp) -> Any:
+    import flask
+
+    site = flask.Flask(__name__)
+    site.wsgi_app = DispatcherMiddleware(site.wsgi_app, {"/a/jobs": app})  # type: ignore[method-assign]
+    return site
+
+
+def in_django(app: ProgressApp) -> Any:
+    from django.conf import settings as django_settings  # type: ignore[import-untyped]
+    from django.core.wsgi import get_wsgi_application  # type: ignore[import-untyped]
+
+    if not django_settings.configured:
+        django_settings.configure(SECRET_KEY="x", ROOT_URLCONF=__name__, LOGGING_CONFIG=None)
+    return DispatcherMiddleware(get_wsgi_application(), {"/a/jobs": app})
+
+
+def in_pyramid(app: ProgressApp) -> Any:
+    from pyramid.config import Configurator  # type: ignore[import-untyped]
+    from pyramid.wsgi import wsgiapp2  # type: ignore[import-untyped]
+
+    with Configurator() as config:
+        config.add_route("jobs", "/a/jobs*subpath")
+        config.add_view(wsgiapp2(app), route_name="jobs")
+        return config.make_wsgi_app()
+
+
+def in_bottle(app: ProgressApp) -> Any:
+    import bottle  # type: ignore[import-untyped]
+
+    site = bottle.Bottle()
+    site.mount("/a/jobs", app)
+    return site
+
+
+@pytest.mark.filterwarnings("ignore:'cgi' is deprecated:DeprecationWarning")  # WebOb imports it
+@pytest.mark.parametrize("mount", [in_flask, in_django, in_pyramid, in_bottle])
+def test_mounted_in_a_framework(local, mount):
+    id, _ = local.busy(fraction=0.5)
+    app = progress_app(local.runner)
+    client = Client(mount(app), Response)
+    seen = client.get(f"/a/jobs/{id}")
+    assert body(seen)["fraction"] == 0.5
+    assert client.get(f"/a/jobs/{id}", headers={"If-None-Match": seen.headers["ETag"]}).status_code == 304
+    assert client.head(f"/a/jobs/{id}").data == b""
+    assert client.post(f"/a/jobs/{id}").status_code == 405
+    for query in (f"/a/jobs?ids={id}", f"/a/jobs/?ids={id}"):
+        assert [job["id"] for job in body(client.get(query))["jobs"]] == [id]
+    assert client.get(f"/a/jobs/{app.script}").mimetype == "text/javascript"
+    assert body(client.get("/a/jobs/openapi.json"))["servers"] == [{"url": "/a/jobs"}]
+    for name in ("x", "%00", "%ff%fe", "%F0%9F%98%80", "9" * 5000):
+        assert body(client.get(f"/a/jobs/{name}"), 404) == NO_JOB
+
+
 # -------------------------------------------------------------------------------- ASGI
 
 
