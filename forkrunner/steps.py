@@ -374,11 +374,11 @@ def _finder(pattern: re.Pattern[str] | str | None) -> Callable[[str], float | No
     def find(line: str) -> float | None:
         for each in patterns:
             for match in each.finditer(line):
-                part, *whole = (float(group) for group in match.groups() if group)
-                if not whole:
-                    return part / 100
-                if whole[0]:
-                    return part / whole[0]
+                try:
+                    part, *whole = (float(group) for group in match.groups() if group)
+                    return part / whole[0] if whole else part / 100
+                except (ValueError, ZeroDivisionError):
+                    continue  # what the program says there is no number, as `N/A`, or of nothing
         return None
 
     return find

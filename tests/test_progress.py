@@ -432,8 +432,9 @@ def test_the_output_of_a_program_is_read_as_one_likes(run):
         show("fraction")
         for line in follow(["x"], lambda line: (0.75, f"read {line}")): show()
         for line in follow(["0/0", "99 bottles"]): show("fraction")
+        for line in follow(["time N/A", "time", "time 90"], r"time(?: (\S+))?"): show("fraction")
         """
-    ) == [0.25, 0.5, [0.75, "read x"], 0.75, 0.75]
+    ) == [0.25, 0.5, [0.75, "read x"], 0.75, 0.75, 0.75, 0.75, 0.9]
 
 
 def test_parts_are_worked_on_side_by_side_in_forked_processes(anywhere):
