@@ -234,12 +234,18 @@ class _Memcached:
     def _connect(self, server: _Server) -> None:
         import _socket  # the C module alone: `socket` brings enum and selectors along
 
-        family, kind, protocol, _, address = _socket.getaddrinfo(
-            server.host, server.port, 0, _socket.SOCK_STREAM
-        )[0]
-        server.link = link = _socket.socket(family, kind | _socket.SOCK_CLOEXEC, protocol)
-        link.settimeout(_PATIENCE)
-        link.connect(address)
+        found = _socket.getaddrinfo(server.host, server.port, 0, _socket.SOCK_STREAM)
+        # a name may stand for several addresses: `localhost` for ::1 too, where a memcached seldom listens
+        for left, (family, kind, protocol, _, address) in enumerate(found, 1 - len(found)):
+            server.link = link = _socket.socket(family, kind | _socket.SOCK_CLOEXEC, protocol)
+            link.settimeout(_PATIENCE)
+            try:
+                link.connect(address)
+                break
+            except OSError:
+                server.close()
+                if left == 0:
+                    raise
         link.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         # from here on nothing waits: what a server that hangs leaves in the full buffers is the end of the connection
         link.setblocking(False)
@@ -286,15 +292,28 @@ class _Memcached:
 
     def _client(self, server: _Server) -> Any:
         if server.client is None:
+            import socket
+
             from pymemcache.client.base import Client
 
-            # the defaults wait for ever: a stopped server would stop the web server
-            server.client = Client(
-                (server.host, server.port),
-                connect_timeout=_READING_PATIENCE,
-                timeout=_READING_PATIENCE,
-                no_delay=True,
-            )
+            # the same address as the writer takes: pymemcache by itself would try the first alone
+            found = socket.getaddrinfo(server.host, server.port, 0, socket.SOCK_STREAM)
+            for left, (*_, address) in enumerate(found, 1 - len(found)):
+                # the defaults wait for ever: a stopped server would stop the web server
+                client = Client(
+                    address[:2],
+                    connect_timeout=_READING_PATIENCE,
+                    timeout=_READING_PATIENCE,
+                    no_delay=True,
+                )
+                if left < 0:
+                    try:
+                        client.version()
+                    except Exception:  # noqa: BLE001 - the next may answer
+                        client.close()
+                        continue
+                server.client = client
+                break
         return server.client
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ Each source runs in a process of its own that believes to be a job, and writes t
 
 from __future__ import annotations
 
+import _socket
 import json
 import subprocess
 import sys
@@ -583,6 +584,26 @@ def test_several_servers_share_the_keys_and_when_one_is_gone_the_next_is_used(tm
             reader.drop(job)
         assert reader.get_many(jobs) == {}
         reader.close()
+
+
+@pytest.mark.parametrize("first", ["127.0.0.2", "127.0.0.1"])
+def test_of_a_name_with_two_addresses_that_one_is_used_where_somebody_listens(
+    tmp_path, memcached, monkeypatch, first
+):
+    """As `localhost` is ::1 and 127.0.0.1 on most machines, and a memcached listens at the latter alone."""
+    numeric = _socket.getaddrinfo
+
+    def both(host: str, *options: Any) -> Any:
+        hosts = [first, "127.0.0.1"] if host == "two.test" else [host]
+        return [found for each in hosts for found in numeric(each, *options)]
+
+    monkeypatch.setattr(_socket, "getaddrinfo", both)
+    runs = Runs(tmp_path / "progress", f"memcached://two.test:{memcached.port}")
+    writer, reader = sink(runs.place), Reader(runs.place)
+    assert writer.put(JOB, b'{"fraction": 0.5}')
+    wait_until(lambda: reader.get(JOB) == {"fraction": 0.5}, message="the entry")
+    reader.close()
+    writer.close()
 
 
 @pytest.mark.memcached
