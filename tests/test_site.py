@@ -22,7 +22,7 @@ from werkzeug.test import Client, TestResponse, stream_encode_multipart
 
 import trackconvert
 from forkrunner import Runner
-from tests.servers import Browser, Memcached
+from tests.servers import Browser, Memcached, free_port
 from tests.support import Cli, Process, wait_until
 from trackconvert.web import site as site_module
 from trackconvert.web.conversions import KEPT, Conversions
@@ -66,9 +66,9 @@ def converted(name: str, target: str, folder: Path) -> bytes:
 class Web:
     """`scripts/demo --web`, and a visitor without scripts: cookies, forms, redirects."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, url: str | None = None) -> None:
         self.process = process
-        self.url = process.wait_log(r"The site is at (http://\S+)/ ")[1]
+        self.url = url or process.wait_log(r"The site is at (http://\S+)/ ")[1]
         self._opener = urllib.request.build_opener(
             urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
         )
@@ -517,3 +517,54 @@ def test_lines_of_a_refused_file_are_shown_whatever_they_are(site, tmp_path):
     assert len(shown[2][1]) == 120
     assert conversions.excerpt("t", 99) == []
     assert conversions.excerpt("gone", 1) == []
+
+
+# ---------------------------------------------------------------------------- its size
+
+
+def pss(process: Process) -> dict[str, int]:
+    """Return the memory of a command and all below it, each shared page divided among those that share it; bytes by title."""
+    found = {}
+    for each in process.ps():
+        if "nursery" in each.title:
+            continue
+        text = Path(f"/proc/{each.pid}/smaps_rollup").read_text()
+        kilobytes = re.search(r"^Pss: +([0-9]+) kB", text, re.MULTILINE)
+        assert kilobytes
+        found[f"{each.pid} {each.title}"] = int(kilobytes[1]) * 1024
+    return found
+
+
+def test_two_workers_of_gunicorn_and_a_running_job_fit_into_a_third_of_a_small_host(cli, capsys):
+    """Idle but for one job: all of the site, by what it really takes."""
+    cli.env |= {
+        "PYTHONPATH": str(ROOT / "contrib"),
+        "FORKRUNNER_DATABASE": f"sqlite:///{cli.folder}/jobs.db",
+        "FORKRUNNER_RUNTIME_DIR": str(cli.folder / "run"),
+        "FORKRUNNER_GRACE_PERIOD": "0s",
+        "FORKRUNNER_SLOTS": "1",
+        "TRACKCONVERT_DEMO_SECONDS": "60",
+    }
+    port = free_port()
+    process = cli.start(
+        *("--workers", 2, "--bind", f"127.0.0.1:{port}", "trackconvert.web.app:app"),
+        python=["-m", "gunicorn"],
+    )
+    process.wait_log("forkrunner .* runs trackconvert.jobs:runner")
+    web = Web(process, f"http://127.0.0.1:{port}")
+    for _ in range(4):  # so that both workers have done what they do
+        path = web.upload("stereo.pftrack5.2dt")
+        web.get("/")
+    process.wait_ps("forkrunner: job")
+    web.wait_page(path, "Waiting|Converting")
+    found = pss(process)
+    total = sum(found.values())
+    with capsys.disabled():
+        print(f"\nPSS of the example site under gunicorn with 2 workers, {total / 1e6:.0f} MB:")
+        for title, size in found.items():
+            print(f"  {size / 1e6:6.1f} MB  {title[:100]}")
+    # of which some 25 MB are SQLAlchemy's, in each worker and in the supervisor
+    assert total <= 180e6
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+    process.wait_gone(10)
