@@ -258,6 +258,21 @@ def test_the_function_of_the_module(desk):
     assert unknown == {"state": "unknown"}
 
 
+def test_a_result_is_linked_only_where_its_url_is_one_of_the_web(desk):
+    desk.upload("pan.pftrack4.2dt")
+    desk.wait("queued")
+    links = desk.driver.execute_script(
+        """
+        return ["http://[", "javascript:alert(1)", "/results/1"].map((result_url) => {
+            arguments[0].show({state: "done", fraction: 1, result_url});
+            return arguments[0].querySelectorAll("a").length;
+        });
+        """,
+        desk.element,
+    )
+    assert links == [0, 0, 1]
+
+
 def test_the_script_is_small():
     assert SCRIPT.stat().st_size <= 6000
     assert "import " not in SCRIPT.read_text()

@@ -140,11 +140,11 @@ export class Progress extends (globalThis.HTMLElement ?? class {}) {
     } else if (state === "pending") {
       this.say("queued", "Waiting", ahead ? `${ahead} ahead` : "next");
     } else this.say(state, job.error ?? state[0].toUpperCase() + state.slice(1));
-    if (job.result_url && /^https?:/.test(new URL(job.result_url, page.baseURI))) {
+    if (job.result_url) {
       this.link = page.createElement("a");
       this.link.href = job.result_url;
       this.link.textContent = this.dataset.result ?? "Result";
-      this.append(this.link);
+      if (/^https?:/.test(this.link.protocol)) this.append(this.link);
     }
     this.tell("change", job);
   }
