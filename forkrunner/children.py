@@ -43,6 +43,7 @@ class Child:
         "deadline",
         "due",
         "grace",
+        "group_killed",
         "inherited",
         "job",
         "leftover",
@@ -91,6 +92,8 @@ class Child:
         self.cut = False
         #: Processes of its own making that had to be killed.
         self.leftover = 0
+        #: The kernel has killed in its control group, which had used so many bytes; 0 if not.
+        self.group_killed = 0
         #: Memory that it began with, bytes; known where it has a limit of memory.
         self.inherited = 0
         #: Memory of its own and of what it started, as sampled, and in the end as the kernel says, bytes.

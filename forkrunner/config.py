@@ -427,6 +427,12 @@ class Settings:
         "Folder for sockets, output and progress of running jobs",
         default_text="$XDG_RUNTIME_DIR/forkrunner, or /run/forkrunner for root, or /tmp/forkrunner-UID",
     )
+    cgroup = Setting(
+        _text("an absolute path, or nothing", "FOLDER", lambda path: path and _folder(path)),
+        "",
+        "Control group below which each job with a limit of memory gets one of its own, that the kernel holds it to",
+        default_text="the one that systemd has delegated, if any",
+    )
     log_level = Setting(
         _choice("debug", "info", "warning", "error"),
         "info",

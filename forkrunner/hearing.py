@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import changes, clock, handover, identity, process
+from . import cgroup, changes, clock, handover, identity, process
 from .changes import Changes
 from .errors import ConfigError, TargetError
 from .molds import FOREVER, Stage, targets_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: What a reload does not change: it is in use since the start.
 _FIXED = ("app", "database", "notify", "lease", "store_timeout", "runtime_dir", "log_level", "log_format",
-          "molds", "reload")  # fmt: skip
+          "molds", "reload", "cgroup")  # fmt: skip
 
 
 class Hearing:
@@ -44,6 +44,8 @@ class Hearing:
         #: Looks at the application's files, if that is asked for.
         self.changes: Changes | None = None
         self.watch_at = FOREVER
+        #: Where control groups can be made and of which version, once that was looked for.
+        self.groups: tuple[str, int] | None = None
 
     def take(self) -> None:
         for mold in self.supervisor.molds:
@@ -90,6 +92,7 @@ class Hearing:
                 "output_limit": self.supervisor.settings.output_limit,
                 "result_limit": self.supervisor.settings.result_limit,
                 "exit_timeout": self.supervisor.settings.exit_timeout,
+                "cgroup": self.find_groups(),
                 "progress": {key: where[key] for key in ("url", "prefix", "rate", "folder")},
             }
         )
@@ -157,6 +160,24 @@ class Hearing:
         self.progress = Reader(where)
         self.progress.sweep()
         return where
+
+    def find_groups(self) -> tuple[str, int]:
+        """Look once where control groups can be made.
+
+        Raises ConfigError.
+        """
+        if self.groups is None:
+            named = self.supervisor.settings.cgroup
+            try:
+                self.groups = cgroup.find(named)
+            except OSError as error:
+                raise ConfigError(
+                    f"cgroup: expected a control group that is ours to use: {error}",
+                    name="cgroup",
+                    value=named,
+                    source=None,
+                ) from None
+        return self.groups
 
     def start_watching(self, imported: list[str]) -> None:
         """Watch the application's files, if that is asked for, and those that a mold has imported from elsewhere."""

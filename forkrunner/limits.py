@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 
-from . import units
+from . import cgroup, units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def impose(limits: dict[str, Any], open_already: int) -> None:
         if "tempfile" in sys.modules:
             # it may have looked before, in the mold
             setattr(sys.modules["tempfile"], "tempdir", None)  # noqa: B010 - not imported by us
+    if "group" in limits:
+        cgroup.enter(limits["group"])
     if "memory" in limits:
         # RLIMIT_DATA: it counts private writable memory only, so a big file can still be mapped. What the
         # application had loaded is in it at the start, and so does not count.

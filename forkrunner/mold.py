@@ -21,7 +21,7 @@ import os
 import signal
 import sys
 
-from . import channel, child, clock, measure, process, safepoint, scratch, units
+from . import cgroup, channel, child, clock, measure, process, safepoint, scratch, units
 from .application import load, settle
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
 from .current import current
@@ -169,6 +169,7 @@ class Mold:
         #: Pages that a child shares with us are not its own.
         self.shared = process.shared_at_fork()
         self.oom_killer = OomKiller()
+        self.groups = cgroup.Groups("", 0)
         self.output_limit = 1 << 20
         self.ending = False
         self.spares = 0
@@ -233,6 +234,7 @@ class Mold:
         self.output_limit = header["output_limit"]
         self.place.result_limit = header["result_limit"]
         self.place.exit_timeout = header["exit_timeout"]
+        self.groups = cgroup.Groups(*header["cgroup"])
         current.place = header["progress"]
 
     def on_lease(self, header: dict[str, Any]) -> None:
@@ -325,6 +327,10 @@ class Mold:
         for job, arguments in jobs:
             if "timeout" in job:
                 job["deadline"] = now + job["timeout"]
+            if "limits" in job and "memory" in job["limits"]:
+                group = self.groups.make(job["id"], job["attempt"], job["limits"]["memory"])
+                if group:
+                    job["limits"]["group"] = group
             if job["task"] not in self.place.tasks:
                 self.refuse(job)
             elif (
@@ -507,6 +513,9 @@ class Mold:
         # the greatest of the job and what it has waited for
         own = usage.ru_maxrss * (1024 if process.LINUX else 1) - self.shared
         dead.peak = max(0, own, dead.peak)
+        if "limits" in job and "group" in job["limits"]:
+            most, kills = self.groups.close(job["limits"]["group"])
+            dead.group_killed = kills and most
         words, body = _DONE, b"null"
         data = os.pread(dead.report, _REPORT_SIZE, 0)
         written = scratch.size(dead.output)

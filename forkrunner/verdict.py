@@ -53,7 +53,11 @@ def judge(
         return {"outcome": "exited", "error_message": sentence, **facts}, b""
     number, outcome = -exit_status, "crashed"
     bounds = (dead.job or {}).get("limits", {})
-    if number == signal.SIGKILL:
+    if number == signal.SIGKILL and dead.group_killed:
+        outcome = "over_memory"
+        had = f"its control group had {units.show_bytes(dead.group_killed)} and was refused more"
+        sentence = units.breach("memory", bounds, had)
+    elif number == signal.SIGKILL:
         outcome, sentence = who_killed(dead.pid)
     # the kernel's limits are whole seconds by its own clock: without that much, somebody else has sent the signal
     elif number == signal.SIGXCPU and ("cpu_seconds" in bounds or dead.cpu > 0.5):

@@ -303,6 +303,28 @@ def cpu_of(pid: int) -> float:
 
 
 @contextlib.contextmanager
+def cgroup_folder() -> Iterator[Path | None]:
+    """Make a control group below which others with a limit of memory can be made; None if this machine does not let us."""
+    name = f"forkrunner-test-{os.getpid()}"
+    v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    there = (v1 / "memory.limit_in_bytes").exists()
+    folder: Path | None = (v1 if there else v2) / name
+    try:
+        if not there and "memory" not in (v2 / "cgroup.subtree_control").read_text().split():
+            folder = None
+        else:
+            assert folder is not None
+            folder.mkdir()
+    except OSError:
+        folder = None
+    try:
+        yield folder
+    finally:
+        if folder:
+            folder.rmdir()  # fails while a group is left in it
+
+
+@contextlib.contextmanager
 def memory_cgroup(limit: int) -> Iterator[str | None]:
     """Make a control group whose processes get that many bytes; None if this machine does not let us.
 

@@ -18,7 +18,7 @@ import pytest
 
 from forkrunner import identity, temporary
 from forkrunner.job import Outcome, State
-from tests.running import LONG, Bed, check_gone
+from tests.running import LONG, Bed, cgroup_folder, check_gone
 from tests.support import Cli, alive, wait_until
 
 GRACE = 0.3
@@ -220,3 +220,55 @@ def test_a_limit_of_memory_is_of_the_jobs_own(cli: Cli, database: str) -> None:
         assert rows["less"].state == State.DONE
         assert 150e6 < (rows["less"].attempts[0].peak_memory_bytes or 0) < 190e6
         bed.stop(supervisor)
+
+
+GROUPED = """
+import mmap, subprocess, sys
+from forkrunner import Runner
+
+runner = Runner()
+
+
+@runner.task(memory="100MB", max_attempts=1)
+def share(size: int) -> int:
+    \"\"\"Memory that RLIMIT_DATA does not see, faster than anybody looks.\"\"\"
+    shared = mmap.mmap(-1, size)
+    while shared.tell() < size:
+        shared.write(b"x" * 1_000_000)
+    return size
+
+
+@runner.task(memory="100MB", max_attempts=1)
+def start_another(size: int) -> int:
+    return subprocess.run([sys.executable, "-c", f"x = bytearray({size})"]).returncode
+"""
+
+
+def test_the_kernel_holds_a_job_to_its_memory_in_a_group_of_its_own(cli: Cli, sqlite_database: str) -> None:
+    with cgroup_folder() as folder:
+        if folder is None:
+            pytest.skip("no control group with a limit of memory can be made on this machine")
+        cli.env["FORKRUNNER_CGROUP"] = str(folder)
+        with Bed(cli, sqlite_database, source=GROUPED) as bed:
+            supervisor = bed.start(slots=3)
+            less, more = bed.put("share", {"size": 40_000_000}), bed.put("share", {"size": 400_000_000})
+            other = bed.put("start_another", {"size": 400_000_000})
+            assert bed.ended(less).state == State.DONE
+            (attempt,) = bed.ended(more).attempts
+            assert attempt.outcome == Outcome.OVER_MEMORY
+            # at its limit nobody who looks now and then sees it above it: the kernel has stopped it
+            pattern = r"its limit memory is 100\.0 MB: its control group had [\d.]+ MB and was refused more"
+            assert re.fullmatch(pattern, attempt.error_message or ""), attempt.error_message
+            # a program of the job's that the kernel kills is its own affair
+            row = bed.ended(other)
+            assert row.state == State.DONE or row.attempts[0].outcome == Outcome.OVER_MEMORY
+            bed.stop(supervisor)
+        assert not [entry for entry in folder.iterdir() if entry.is_dir()]
+
+
+def test_a_control_group_that_is_none_is_said_at_the_start(cli: Cli, sqlite_database: str) -> None:
+    with Bed(cli, sqlite_database, source=GROUPED):
+        result = cli.run("run", "jobs:runner", env={"FORKRUNNER_CGROUP": "/nowhere"}, status=2)
+    assert "cgroup" in result.stderr
+    assert "/nowhere" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -76,6 +76,7 @@ FLOORS = [
     {
         "process",
         "identity",
+        "cgroup",
         "limits",
         "measure",
         "notify",
