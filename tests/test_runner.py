@@ -30,10 +30,10 @@ from forkrunner import (
     State,
     WaitTimeout,
     clock,
-    current,
     current_job,
 )
 from forkrunner import runner as module
+from forkrunner.current import current
 from forkrunner.job import Attempt, Claim, Ending, Next, SupervisorRow
 from forkrunner.runner import Job, new_id
 from forkrunner.store import Store
