@@ -159,8 +159,9 @@ def _interpreter() -> str:
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     names = [os.path.join(sys.prefix, "bin", name) for name in (version, "python3", "python")]
     own = sys.executable or ""
-    candidates = [own] if os.path.basename(own).startswith("python") else []
-    for path in (*candidates, *names, os.path.join(sys.base_prefix, "bin", version)):
+    # uWSGI names the interpreter that its environment was made of: it would not find what is installed there
+    rest = [own] if os.path.basename(own).startswith("python") else []
+    for path in (*names, *rest, os.path.join(sys.base_prefix, "bin", version)):
         if os.access(path, os.X_OK):
             return path
     raise TargetError(f"no Python is found to run jobs with: expected one in {sys.prefix}/bin")

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +20,7 @@ import pytest
 
 from forkrunner.job import Outcome, State
 from tests.running import LONG, SOURCE, Bed, check_gone
-from tests.servers import free_port
+from tests.servers import find, free_port
 from tests.support import Cli, Process, alive, wait_until
 
 #: The jobs tell which code they are of; the site makes one of each request, and tells of its own.
@@ -40,10 +41,33 @@ from jobs import runner, which
 start(runner)
 version = "CODE"
 
+async def asgi(scope, receive, send):
+    if scope["type"] == "http":
+        words = which.enqueue().id if scope["path"] == "/job" else version
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": words.encode()})
+
 def app(environ, start_response):
     words = which.enqueue().id if environ["PATH_INFO"] == "/job" else version
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [words.encode()]
+
+if __name__ == "__main__":
+    from flup.server.fcgi import WSGIServer
+
+    WSGIServer(app).run()
+"""
+LIGHTTPD = """
+server.modules = ("mod_fastcgi")
+server.document-root = "FOLDER"
+server.bind = "127.0.0.1"
+server.port = PORT
+server.errorlog = "FOLDER/lighttpd.log"
+fastcgi.server = ("/" => ((
+    "socket" => "FOLDER/fcgi.sock", "bin-path" => "PYTHON FOLDER/site1.py", "max-procs" => 1, "check-local" => "disable", "fix-root-scriptname" => "enable",
+    "bin-copy-environment" => ("PATH", "HOME", "LEDGER", "FORKRUNNER_DATABASE", "FORKRUNNER_RUNTIME_DIR", "FORKRUNNER_GRACE_PERIOD",
+                               "FORKRUNNER_LEASE", "FORKRUNNER_STORE_TIMEOUT", "FORKRUNNER_SLOTS"),
+)))
 """
 #: Seconds within which all is gone after a KILL, or there again. On a machine that others use too it may take longer.
 SOON = 2.0 if os.environ.get("CI") else 6.0
@@ -78,11 +102,45 @@ def gunicorn(worker: str, workers: int, *, preload: bool = False) -> Kind:
     return Kind(("-m", "gunicorn", *flags, "site1:app"), workers, reloads_pages=not preload)
 
 
+def uwsgi(*flags: str) -> Kind:
+    """uWSGI as a wheel, which does not find its way back at a reload: that is for the real one."""
+    common = [
+        "--http-socket",
+        "127.0.0.1:{port}",
+        "--master",
+        "--processes",
+        "2",
+        "--need-app",
+        "--die-on-term",
+    ]
+    common += ["--wsgi-file", "site1.py", "--callable", "app", *flags]
+    return Kind(("-c", "import pyuwsgi; pyuwsgi.run()", *common), 2, reload=None)
+
+
+UVICORN = ("-m", "uvicorn", "--port", "{port}", "--timeout-graceful-shutdown", "3", "site1:asgi")
 KINDS = {
     "gunicorn-sync-1": gunicorn("sync", 1),
-    "gunicorn-gthread-4": gunicorn("gthread", 4),
     "gunicorn-gthread-4-preload": gunicorn("gthread", 4, preload=True),
+    "uwsgi": uwsgi(),
+    "waitress": Kind(("-m", "waitress", "--listen=127.0.0.1:{port}", "site1:app"), reload=None),
+    "uvicorn": Kind(UVICORN, reload=None),
+    "lighttpd-fastcgi": Kind(
+        ("-c", "import os; os.execl('/usr/sbin/lighttpd', 'lighttpd', '-D', '-f', 'lighttpd.conf')"),
+        reload=None,
+    ),
 }
+#: The same in other sizes.
+MORE = {
+    "gunicorn-sync-4": gunicorn("sync", 4),
+    "gunicorn-sync-1-preload": gunicorn("sync", 1, preload=True),
+    "gunicorn-sync-4-preload": gunicorn("sync", 4, preload=True),
+    "gunicorn-gthread-1": gunicorn("gthread", 1),
+    "gunicorn-gthread-1-preload": gunicorn("gthread", 1, preload=True),
+    "gunicorn-gthread-4": gunicorn("gthread", 4),
+    "uwsgi-lazy": uwsgi("--lazy-apps"),
+    "uwsgi-threads": uwsgi("--enable-threads", "--threads", "2"),
+}
+EACH = [*KINDS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 
 
 class Web:
@@ -92,7 +150,10 @@ class Web:
         self.bed = bed
         self.kind = kind
         self.port = port or free_port()
-        command = [word.format(port=self.port, folder=bed.folder) for word in kind.command]
+        command = [word.replace("{port}", str(self.port)) for word in kind.command]
+        if "lighttpd.conf" in command[-1]:
+            text = LIGHTTPD.replace("PORT", str(self.port)).replace("PYTHON", sys.executable)
+            bed.cli.write(text.replace("FOLDER", str(bed.folder)), "lighttpd.conf")
         self.process: Process = bed.cli.start(python=command, env={"GRACE": "3"})
         wait_until(self.answers, LONG, "an answer of the web server")
 
@@ -167,7 +228,9 @@ def bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
 
 
 def start(bed: Bed, name: str) -> Web:
-    return Web(bed, KINDS[name])
+    if name.startswith("lighttpd") and find("lighttpd") is None:
+        pytest.skip("server missing: lighttpd")
+    return Web(bed, (KINDS | MORE)[name])
 
 
 def result(bed: Bed, id: str) -> str | None:
@@ -176,7 +239,7 @@ def result(bed: Bed, id: str) -> str | None:
     return row.result
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_web_server_from_its_start_to_its_end(bed: Bed, name: str) -> None:
     web = start(bed, name)
     # one of each, however many processes there are, and a job of a request is done
@@ -223,7 +286,11 @@ def test_a_web_server_from_its_start_to_its_end(bed: Bed, name: str) -> None:
     web.stop()
 
 
-@pytest.mark.parametrize("name", KINDS)
+#: What lighttpd has started by FastCGI is the web process, and outlives it: nothing has to end then.
+ENDING = [one for one in EACH if one != "lighttpd-fastcgi"]
+
+
+@pytest.mark.parametrize("name", ENDING)
 def test_kill_of_a_web_server(bed: Bed, name: str) -> None:
     """Nobody could say a word: the kernel tells of its end."""
     web = start(bed, name)
