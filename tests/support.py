@@ -179,7 +179,12 @@ class Process:
 
     def pids(self, pattern: str) -> list[int]:
         """Return the pids of those in `ps` whose title has this regular expression in it."""
-        return [found.pid for found in self.ps() if re.search(pattern, found.title)]
+        found = self.ps()
+        titles = {one.pid: one.title for one in found}
+        # a moment after its fork a child still has the title of its mold
+        return [
+            one.pid for one in found if re.search(pattern, one.title) and titles.get(one.ppid) != one.title
+        ]
 
     def wait_log(self, pattern: str, timeout: float = 20) -> re.Match[str]:
         """Wait until the output has this regular expression in it (multi-line mode).
