@@ -41,6 +41,9 @@ _MAP_SHARED = 0x1 | 0x20 | 0x4000 if LINUX else 0x1 | 0x1000
 _SETMASK = int(signal.SIG_SETMASK)
 _NO_SIGNALS, _ALL_SIGNALS = b"\0" * 128, b"\xff" * 128
 
+#: Whoever started us may ignore some of these, which a new program would inherit.
+_AS_NEW = [signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE]
+
 #: Asks a child for the stacks of its threads; a real-time signal that nobody else uses.
 DUMP_SIGNAL = signal.SIGRTMIN + 5 if LINUX else signal.SIGINFO  # type: ignore[attr-defined,unused-ignore]
 
@@ -158,14 +161,7 @@ def spawn_away(argv: list[str], environment: dict[str, str], folder: str) -> Non
         file_actions=actions,
         setsid=True,
         setsigmask=[],
-        setsigdef=[
-            signal.SIGCHLD,
-            signal.SIGTERM,
-            signal.SIGINT,
-            signal.SIGQUIT,
-            signal.SIGHUP,
-            signal.SIGPIPE,
-        ],
+        setsigdef=_AS_NEW,
     )
     try:
         os.waitpid(pid, 0)
@@ -185,14 +181,7 @@ def spawn_beside(argv: list[str], environment: dict[str, str]) -> int:
         [sys.executable, "-c", code, str(os.getpid()), *argv],
         environment,
         setsigmask=[],
-        setsigdef=[
-            signal.SIGCHLD,
-            signal.SIGTERM,
-            signal.SIGINT,
-            signal.SIGQUIT,
-            signal.SIGHUP,
-            signal.SIGPIPE,
-        ],
+        setsigdef=_AS_NEW,
     )
 
 
