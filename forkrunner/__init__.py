@@ -39,6 +39,7 @@ from forkrunner.progress import progress as progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from forkrunner.currentjob import current_job as current_job
     from forkrunner.errors import ArgumentError as ArgumentError
     from forkrunner.errors import ConfigError as ConfigError
     from forkrunner.errors import CursorError as CursorError
@@ -53,22 +54,21 @@ if TYPE_CHECKING:
     from forkrunner.errors import TargetError as TargetError
     from forkrunner.errors import TaskNotFound as TaskNotFound
     from forkrunner.errors import WaitTimeout as WaitTimeout
+    from forkrunner.handle import Job as Job
     from forkrunner.job import Outcome as Outcome
     from forkrunner.job import State as State
-    from forkrunner.runner import Job as Job
     from forkrunner.runner import Runner as Runner
-    from forkrunner.runner import current_job as current_job
     from forkrunner.safepoint import safe_point as safe_point
     from forkrunner.tasks import Task as Task
 
 #: Where the names are that are not errors.
 _HOMES = {
-    "Job": "runner",
+    "Job": "handle",
     "Outcome": "job",
     "Runner": "runner",
     "State": "job",
     "Task": "tasks",
-    "current_job": "runner",
+    "current_job": "currentjob",
     "safe_point": "safepoint",
 }
 

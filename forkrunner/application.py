@@ -10,7 +10,11 @@ import functools
 import gc
 import sys
 
-from . import loglines, process
+from . import (
+    currentjob,  # noqa: F401 - loaded before the forks for tasks that ask for it
+    loglines,
+    process,
+)
 from .child import Place, rehearse
 from .errors import TargetError
 from .hooks import run_before_fork

@@ -41,8 +41,9 @@ from forkrunner.invocation import (
 )
 
 if TYPE_CHECKING:
+    from forkrunner.handle import Job
     from forkrunner.job import Row
-    from forkrunner.runner import Job, Runner
+    from forkrunner.runner import Runner
     from forkrunner.store import Store
 
 

@@ -30,8 +30,9 @@ from werkzeug.wrappers import Request, Response
 
 from . import clock
 from .errors import StoreUnavailable
+from .handle import Job
+from .ids import is_id
 from .openapi import LONGEST_WAIT, MOST_IDS, document
-from .runner import Job
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     Authorize = Callable[[Request, Job[Any]], object]
     ResultURL = str | Callable[[Job[Any]], str | None]
 
-_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: Of no job: what is looked up for what is no id.
 _NOBODY = "ffffffff-ffff-7fff-bfff-ffffffffffff"
 _ENDED = frozenset({"done", "failed", "cancelled"})
@@ -158,7 +158,7 @@ class ProgressApp:
 
     def _one(self, request: Request, name: str) -> Answer:
         id = name.lower()
-        known = _ID.fullmatch(id) is not None
+        known = is_id(id)
         view = self.runner.watcher.look_at(id if known else _NOBODY)
         if view is None or not known or not self._may_see(request, id):
             return _error(404, "there is no such job")
@@ -168,7 +168,7 @@ class ProgressApp:
         given = list(dict.fromkeys(filter(None, request.args.get("ids", "").lower().split(","))))
         if not given or len(given) > MOST_IDS:
             return _error(400, f"expected ?ids= and 1 to {MOST_IDS} ids, separated by commas")
-        found = self.runner.watcher.look([id for id in given if _ID.fullmatch(id)] or [_NOBODY])
+        found = self.runner.watcher.look([id for id in given if is_id(id)] or [_NOBODY])
         views = [found[id] for id in given if id in found and self._may_see(request, id)]
         seen = {view["id"] for view in views}
         missing = [id for id in given if id not in seen]

@@ -18,6 +18,7 @@ import click
 
 from forkrunner.config import FROM_DEFAULT, SETTINGS, Settings, load
 from forkrunner.errors import ForkrunnerError, JobNotFound, JobStateError, TargetError
+from forkrunner.ids import is_id
 from forkrunner.units import mask
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ TRACEBACK = "FORKRUNNER_TRACEBACK"
 _FLAGS = "forkrunner.flags"
 
 _TARGET = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
-_ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _PART_OF_ID = re.compile(r"[0-9a-fA-F-]{6,35}")
 #: A part of an id is looked for among so many of the newest jobs.
 _RECENT = 200
@@ -255,7 +255,7 @@ def only_target(words: tuple[str, ...]) -> str | None:
 def target_and_ids(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     """Take the target off the front: what looks like one, or a name before something else."""
     first = words[0] if words else ""
-    is_name = len(words) > 1 and not _PART_OF_ID.fullmatch(first.lstrip("…")) and not _ID.fullmatch(first)
+    is_name = len(words) > 1 and not _PART_OF_ID.fullmatch(first.lstrip("…")) and not is_id(first.lower())
     target, ids = (first, words[1:]) if _TARGET.fullmatch(first) or is_name else (None, words)
     if not ids:
         raise usage_error("expected the id of a job; `forkrunner list` shows them")
@@ -370,7 +370,7 @@ def find_id(store: Store, given: str) -> str:
 
     Raises JobNotFound.
     """
-    if _ID.fullmatch(given):
+    if is_id(given.lower()):
         return given.lower()
     part = given.strip("…").lower()
     if not _PART_OF_ID.fullmatch(part):

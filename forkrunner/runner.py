@@ -1,4 +1,4 @@
-"""What an application calls: a Runner, its tasks, and the jobs made of them.
+"""What an application calls: a Runner, which holds its tasks and makes and finds its jobs.
 
 Imported by web processes and by molds: everything that talks to a database is loaded when it is first
 needed, and no connection is used on both sides of a fork.
@@ -6,18 +6,16 @@ needed, and no connection is used on both sides of a fork.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
-import time
 from _thread import allocate_lock
 
-from forkrunner import clock
 from forkrunner.arguments import describe, did_you_mean, dump_named
-from forkrunner.current import current
-from forkrunner.errors import EnqueueError, JobNotFound, WaitTimeout
+from forkrunner.errors import EnqueueError, JobNotFound
+from forkrunner.handle import Job
 from forkrunner.hooks import Hooks
+from forkrunner.ids import is_id, new_id
 from forkrunner.tasks import (
     COROUTINE,
     DEFAULTS,
@@ -36,11 +34,11 @@ if TYPE_CHECKING:
     import builtins  # Runner.list hides the name in its class
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from datetime import datetime
-    from typing import Any, Generic, Protocol, Self, overload
+    from typing import Any, Protocol, overload
 
     from forkrunner.config import Settings
     from forkrunner.hooks import H
-    from forkrunner.job import Attempt, Row, State
+    from forkrunner.job import State
     from forkrunner.lifeline import Lifeline
     from forkrunner.store import Store
     from forkrunner.tasks import Duration, Size
@@ -55,311 +53,7 @@ if TYPE_CHECKING:
         def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
 
-else:
-    from forkrunner.tasks import Generic
-
-_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RELATIVE_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|file:)(.+)")
-#: Seconds between two looks of `Job.wait`: the first, and the longest.
-_SHORTEST_POLL, _LONGEST_POLL = 0.005, 0.25
-
-
-# --------------------------------------------------------------------------- ids
-
-
-class _Sequence:
-    """The last id that this process has made."""
-
-    __slots__ = ("last", "lock")
-
-    def __init__(self) -> None:
-        self.lock = allocate_lock()
-        self.last = 0
-
-
-#: By pid: a child of a fork begins anew, also when another thread held the lock at the fork.
-_sequences: dict[int, _Sequence] = {}
-
-
-def new_id() -> str:
-    """Make a UUIDv7 (RFC 9562): milliseconds since 1970, then 74 random bits.
-
-    Those of one process sort in the order of their making: within a millisecond, or while the clock stands
-    behind, the random part grows by a random step (method 2 of the RFC). Safe in threads and after forks.
-    """
-    pid = os.getpid()
-    # setdefault is atomic: two threads get the same
-    sequence = _sequences.get(pid) or _sequences.setdefault(pid, _Sequence())
-    # the top bit stays free for the steps
-    fresh = int(clock.wall() * 1000) << 74 | int.from_bytes(os.urandom(10)) >> 7
-    with sequence.lock:
-        if fresh >> 74 <= sequence.last >> 74:
-            # an overflow carries into the milliseconds, which is what the RFC wants
-            fresh = sequence.last + 1 + int.from_bytes(os.urandom(4))
-        sequence.last = fresh
-    milliseconds, random = fresh >> 74, fresh & (1 << 74) - 1
-    number = milliseconds << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & (1 << 62) - 1
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-# --------------------------------------------------------------------------- inside a job
-
-
-class CurrentJob:
-    """The job that this process runs."""
-
-    __slots__ = ("_arguments", "_cursor", "_deadline", "attempt", "id", "queue", "task", "tries")
-
-    def __init__(self, job: Mapping[str, Any], arguments: bytes) -> None:
-        self.id: str = job["id"]
-        self.task: str = job["task"]
-        self.queue: str = job["queue"]
-        #: Number of this attempt, from 1.
-        self.attempt: int = job["attempt"]
-        #: How many attempts before this one counted against `max_attempts`.
-        self.tries: int = job["tries"]
-        self._arguments = arguments
-        self._cursor: str | None = job.get("cursor")
-        self._deadline: float | None = job.get("deadline")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments as they are stored: parameter name → plain JSON value."""
-        found: dict[str, Any] = json.loads(self._arguments)
-        return found
-
-    @property
-    def cursor(self) -> Any:
-        """What an earlier attempt gave to the safe point at which it left; None: begin at the beginning."""
-        return None if self._cursor is None else json.loads(self._cursor)
-
-    @property
-    def time_left(self) -> float | None:
-        """Seconds until `timeout` ends this attempt, None without one; the time of a pause does not count."""
-        if self._deadline is None:
-            return None
-        from forkrunner.safepoint import paused_seconds
-
-        return max(0.0, self._deadline + paused_seconds() - clock.monotonic())
-
-    @property
-    def deadline(self) -> datetime | None:
-        """When `timeout` ends this attempt, aware, UTC; None without one. A pause moves it."""
-        from datetime import timedelta
-
-        left = self.time_left
-        return None if left is None else clock.utc() + timedelta(seconds=left)
-
-    def __repr__(self) -> str:
-        return f"<CurrentJob {self.id} {self.task} attempt {self.attempt}>"
-
-
-def current_job() -> CurrentJob | None:
-    """Return the job that runs in this process, None outside of one."""
-    job = current.job
-    return None if job is None else CurrentJob(job, current.arguments)
-
-
-# --------------------------------------------------------------------------- jobs
-
-
-class Job(Generic[R]):
-    """One call of a task. What it tells is the row as it was when first asked, until `refresh`."""
-
-    def __init__(self, runner: Runner, id: str, row: Row | None = None, *, pending: bool = False) -> None:
-        self.id = id
-        self._runner = runner
-        self._read = row
-        #: Made inside a transaction of the caller's: nobody else sees it before the commit.
-        self._uncommitted = pending
-
-    def __repr__(self) -> str:
-        # asks nothing: a debugger shows it at any time
-        state = f" {self._read.task} {self._read.state}" if self._read else ""
-        return f"<Job {self.id}{state}>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Job) and other.id == self.id
-
-    def __hash__(self) -> int:
-        return hash(self.id)
-
-    def _row(self) -> Row:
-        if self._read is None:
-            try:
-                self._read = self._runner.store.get(self.id)
-            except JobNotFound as error:
-                if not self._uncommitted:
-                    raise
-                hint = "; it was made in a transaction of the caller's, which may not be committed"
-                raise JobNotFound(f"{error}{hint}", id=self.id) from None
-        return self._read
-
-    def refresh(self) -> Self:
-        """Read the row again, now.
-
-        Raises JobNotFound.
-        """
-        self._read = None
-        self._row()
-        return self
-
-    @property
-    def task(self) -> str:
-        """The name of the task."""
-        return self._row().task
-
-    @property
-    def queue(self) -> str:
-        return self._row().queue
-
-    @property
-    def state(self) -> State:
-        return self._row().state
-
-    @property
-    def priority(self) -> int:
-        return self._row().priority
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments as they are stored: parameter name → plain JSON value."""
-        found: dict[str, Any] = json.loads(self._row().arguments)
-        return found
-
-    @property
-    def result(self) -> R | None:
-        """What the task returned, None unless it is done; typed as declared if the task is known here."""
-        text = self._row().result
-        if text is None:
-            return None
-        task = self._runner.tasks.get(self._row().task)
-        value: R = json.loads(text) if task is None else task.load_result(text)
-        return value
-
-    @property
-    def error(self) -> str | None:
-        """Why the last attempt did not end well, in one sentence."""
-        return self._row().error
-
-    @property
-    def attempts(self) -> tuple[Attempt, ...]:
-        """The attempts that have ended, the first one first."""
-        return self._row().attempts
-
-    @property
-    def cancel_reason(self) -> str | None:
-        """Why somebody asked for its end."""
-        return self._row().cancel_reason
-
-    @property
-    def cancel_actor(self) -> str | None:
-        """Who asked for its end."""
-        return self._row().cancel_actor
-
-    @property
-    def paused_at(self) -> datetime | None:
-        """Since when the running job is to stand still."""
-        return self._row().paused_at
-
-    @property
-    def cursor(self) -> Any:
-        """From where its next attempt goes on, as it said at a safe point."""
-        text = self._row().cursor
-        return None if text is None else json.loads(text)
-
-    @property
-    def run_at(self) -> datetime:
-        """Not started before this moment."""
-        return self._row().run_at
-
-    @property
-    def created_at(self) -> datetime:
-        return self._row().created_at
-
-    @property
-    def started_at(self) -> datetime | None:
-        """When the last attempt started."""
-        return self._row().started_at
-
-    @property
-    def finished_at(self) -> datetime | None:
-        return self._row().finished_at
-
-    @property
-    def progress(self) -> dict[str, Any] | None:
-        """How far it is, now; see `Runner.progress`."""
-        return self._runner.progress(self.id)
-
-    def wait(self, timeout: Duration | None = None, poll: Duration | None = None) -> Self:
-        """Wait until the job is done, failed or cancelled, and read it; without `timeout` for ever.
-
-        Looks every `poll` seconds; by default after 5 ms, then ever more rarely, at least 4 times a second.
-        Raises:
-            WaitTimeout: `timeout` is over; the job goes on.
-            JobNotFound: also for a job whose transaction is not committed.
-        """
-        from forkrunner.job import ENDED
-
-        limit = None if timeout is None else check_option("delay", timeout, "wait", EnqueueError)
-        fixed = None if poll is None else check_option("delay", poll, "wait", EnqueueError)
-        start = clock.monotonic()
-        pause = _SHORTEST_POLL
-        while self.refresh().state not in ENDED:
-            step = pause if fixed is None else fixed
-            if limit is not None:
-                left = start + limit - clock.monotonic()
-                if left <= 0:
-                    state = self.state
-                    message = f"job {self.id} is still {state} after {limit:g} s"
-                    raise WaitTimeout(message, id=self.id, state=state)
-                step = min(step, left)
-            time.sleep(step)  # noqa: TID251 - in the caller's process, which asked for it
-            pause = min(pause * 1.5, _LONGEST_POLL)
-        return self
-
-    def cancel(self, reason: str | None = None, *, actor: str | None = None) -> Self:
-        """Cancel the job: a pending one at once, a running one is ended by its supervisor.
-
-        A running one that uses safe points gets `grace` to reach the next; then, as all others at once, it gets TERM,
-        and KILL after another `grace`. Reason and actor of who asks first stay with the job.
-        Raises JobStateError when it has ended, JobNotFound.
-        """
-        self._runner.store.cancel(self.id, reason, actor=actor)
-        self._read = None
-        return self
-
-    def pause(self) -> Self:
-        """Freeze the running job, and all that it has started; its `timeout` does not count meanwhile.
-
-        A cancel ends it all the same. The pause is of the process: a stop of its supervisor lets it go on, and a later
-        attempt is not paused. Raises JobStateError when it does not run, JobNotFound.
-        """
-        self._runner.store.pause(self.id)
-        self._read = None
-        return self
-
-    def resume(self) -> Self:
-        """Let the paused job go on; one that is not paused does anyway.
-
-        Raises JobStateError when it does not run, JobNotFound.
-        """
-        self._runner.store.resume(self.id)
-        self._read = None
-        return self
-
-    def retry(self) -> Self:
-        """Make an ended job pending again, with all its tries before it.
-
-        Raises JobStateError when it has not ended, JobNotFound.
-        """
-        self._runner.store.retry(self.id)
-        self._read = None
-        return self
-
-
-# --------------------------------------------------------------------------- the runner
 
 
 class Runner:
@@ -656,7 +350,7 @@ class Runner:
         Raises JobNotFound, also for what is no id.
         """
         text = str(id).lower()
-        if not _ID.fullmatch(text):
+        if not is_id(text):
             raise JobNotFound(f"there is no job {describe(id, typed=False)}: expected a UUID", id=id)
         return Job(self, text, self.store.get(text))
 
@@ -687,7 +381,7 @@ class Runner:
         Raises StoreUnavailable.
         """
         text = str(id).lower()
-        return self.watcher.look_at(text) if _ID.fullmatch(text) else None
+        return self.watcher.look_at(text) if is_id(text) else None
 
     @property
     def watcher(self) -> Watcher:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from typing import Any, Generic, ParamSpec, Self, TypeVar
 
-    from forkrunner.runner import Job, Runner
+    from forkrunner.handle import Job
+    from forkrunner.runner import Runner
 
     P = ParamSpec("P")
     R = TypeVar("R")

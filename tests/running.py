@@ -22,8 +22,8 @@ from typing import Any, Self
 from uuid import UUID
 
 from forkrunner.errors import StoreUnavailable
+from forkrunner.ids import new_id
 from forkrunner.job import ENDED, New, Row, State
-from forkrunner.runner import new_id
 from forkrunner.store import Store
 from tests.support import APP, Cli, Process, alive, wait_until
 

@@ -21,9 +21,9 @@ import pytest
 from forkrunner import terminal, units
 from forkrunner.cli import main
 from forkrunner.config import SETTINGS
+from forkrunner.ids import new_id
 from forkrunner.job import Attempt, Ending, New, Next, Outcome, State, SupervisorRow
 from forkrunner.orders import SIGNALS
-from forkrunner.runner import new_id
 from forkrunner.store import Store
 from tests.support import Cli, Finished, Process, wait_until
 

@@ -52,14 +52,14 @@ FUNCTIONS = {
     },
     "signal.pidfd_send_signal": {"process"},
     # for the caller, who asked for it: Job.wait, Watcher.follow, `log -f`, a long poll
-    "time.sleep": {"endpoint", "logs", "runner", "watch"},
+    "time.sleep": {"endpoint", "handle", "logs", "watch"},
     "time.time": {"clock"},
     "time.monotonic": {"clock"},
 }
 
 #: A module imports none from a higher floor (DESIGN section 5).
 FLOORS = [
-    {"errors", "clock", "units", "current", "job"},
+    {"errors", "clock", "units", "current", "ids", "job"},
     {
         "config",
         "events",
@@ -100,9 +100,22 @@ FLOORS = [
         "sender",
         "steps",
         "safepoint",
+        "currentjob",
         "mail",
     },
-    {"application", "child", "mold", "link", "foundry", "lease", "handover", "supervisor", "runner", "watch"}
+    {
+        "application",
+        "child",
+        "mold",
+        "link",
+        "foundry",
+        "lease",
+        "handover",
+        "supervisor",
+        "runner",
+        "handle",
+        "watch",
+    }
     | {"attempts", "hearing", "orders", "renewal", "rows", "waking", "wishes"}
     | {"hooks", "safety", "loglines", "lifeline", "keeper", "alongside"},
     {"cli", "invocation", "terminal", "bars", "logs", "testing", "__main__"}
@@ -120,6 +133,8 @@ THIN = [
     "units",
     "tasks",
     "runner",
+    "handle",
+    "currentjob",
     "channel",
     "process",
     "limits",

@@ -32,10 +32,11 @@ from forkrunner import (
     clock,
     current_job,
 )
-from forkrunner import runner as module
+from forkrunner import ids as module
 from forkrunner.current import current
+from forkrunner.handle import Job
+from forkrunner.ids import new_id
 from forkrunner.job import Attempt, Claim, Ending, Next, SupervisorRow
-from forkrunner.runner import Job, new_id
 from forkrunner.store import Store
 
 

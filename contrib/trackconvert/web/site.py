@@ -48,7 +48,7 @@ from trackconvert.web.words import display_name, refusal, result_name
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-    from forkrunner.runner import Job
+    from forkrunner import Job
 
 #: Of an upload: bytes in all, and files.
 LARGEST_UPLOAD = 32 * 1024 * 1024
