@@ -752,7 +752,10 @@ def test_config_tells_where_each_value_comes_from(cli: Cli, ask: Ask, sqlite_app
 
 
 def test_a_bug_of_ours_is_one_line_that_says_so(cli: Cli, sqlite_app: str) -> None:
-    code = "import forkrunner.cli as c\nc.find_settings = lambda target: 1 / 0\nc.main(['list'])"
+    code = (
+        "from forkrunner import cli\nfrom forkrunner.commands import look\n"
+        "look.find_settings = lambda target: 1 / 0\ncli.main(['list'])"
+    )
     found = cli.run(python=["-c", code], status=2)
     assert re.fullmatch(
         r"forkrunner: ZeroDivisionError: .*This is a bug in forkrunner; FORKRUNNER_TRACEBACK=1 .*\n",

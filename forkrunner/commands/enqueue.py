@@ -1,0 +1,143 @@
+"""`enqueue`: make a job, and wait for its end if wanted."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forkrunner.config import FROM_DEFAULT
+from forkrunner.invocation import (
+    BAD,
+    FINE,
+    complain,
+    flags,
+    import_app,
+    json_flag,
+    load_settings,
+    need_app,
+    secrets_flag,
+    target_and_call,
+    usage_error,
+    words_argument,
+)
+
+if TYPE_CHECKING:
+    from forkrunner.handle import Job
+    from forkrunner.runner import Runner
+
+
+@click.command()
+@words_argument("[MODULE:RUNNER] TASK [JSON]")
+@click.option("--queue", metavar="NAME", help="The queue to put it in.  [the task's]")
+@click.option("--priority", type=int, metavar="N", help="Higher numbers start first.  [the task's]")
+@click.option("--delay", metavar="SECONDS", help="Start it so much later: 90, 500ms, 10m, 1h.")
+@click.option(
+    "--run-at", metavar="TIME", help="Start it not before 2030-01-31T10:00, local time, or with +02:00 or Z."
+)
+@click.option("--wait", is_flag=True, help="Wait for its end; exit status 1 if it is not done then.")
+@secrets_flag
+@json_flag
+@flags("database")
+def enqueue(
+    words: tuple[str, ...],
+    queue: str | None,
+    priority: int | None,
+    delay: str | None,
+    run_at: str | None,
+    wait: bool,
+    secrets: bool,
+    as_json: bool,
+) -> int:
+    """Make a job of a task and print its id.
+
+    The arguments are one JSON object, parameter name → value; `-` reads it from standard input. They are checked
+    against the task. With --database and no application they are not, and any name is taken.
+    """
+    from forkrunner import arguments
+    from forkrunner.runner import Runner
+
+    target, task, text = target_and_call(words)
+    settings = load_settings(target)
+    try:
+        given = arguments.parse(_read_stdin() if text == "-" else text)
+    except arguments.Misfit as misfit:
+        raise usage_error(f"arguments: {misfit.message}; quote it as in '{{\"scale\": 2}}'") from None
+    if settings.app is None and settings.source("database") == FROM_DEFAULT:
+        need_app(settings, ", or name the database with --database")
+    runner = Runner() if settings.app is None else import_app(settings.app)
+    if settings.app is not None:
+        _ = runner.tasks[task]  # raises TaskNotFound, with what it knows
+    at = None if run_at is None else _moment(run_at)
+    try:
+        job = runner.enqueue(task, given, queue=queue, priority=priority, delay=delay, run_at=at)
+        if not wait:
+            _print_enqueued(job, as_json)
+            return FINE
+        if not as_json:
+            _print_enqueued(job, as_json)
+            sys.stdout.flush()
+        return _wait(runner, job, as_json, secrets)
+    finally:
+        runner.close()
+
+
+def _print_enqueued(job: Job[Any], as_json: bool) -> None:
+    from forkrunner.terminal import to_json
+
+    if as_json:
+        print(to_json({"id": job.id}))
+    else:
+        print(job.id)
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise usage_error(
+            f"standard input: expected UTF-8, got something else at byte {error.start}"
+        ) from None
+
+
+def _moment(text: str) -> Any:
+    from datetime import datetime
+
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError):
+        raise usage_error(
+            f"--run-at: expected a time as 2030-01-31T10:00 or 2030-01-31T10:00Z, got {text!r}"
+        ) from None
+
+
+def _wait(runner: Runner, job: Job[Any], as_json: bool, secrets: bool) -> int:
+    """Wait for the end of a job, with its progress if somebody looks; return the exit status."""
+    from forkrunner import terminal
+    from forkrunner.errors import WaitTimeout
+    from forkrunner.job import State
+
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    erase = "\r\x1b[K" if watched else ""
+    while True:
+        try:
+            job.wait(timeout=0.25 if watched else None)
+            break
+        except WaitTimeout:
+            words = terminal.short(f"{job.state} {terminal.progress_words(job.progress)}", 70)
+            print(f"{erase}{words}", end="", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print(erase, end="", file=sys.stderr)
+            complain(f"the job goes on; `forkrunner cancel {job.id}` ends it")
+            raise
+    print(erase, end="", file=sys.stderr, flush=True)
+    row = runner.store.get(job.id)
+    if as_json:
+        print(terminal.to_json(terminal.page_json(row, secrets=secrets)))
+    else:
+        reason = f": {row.error}" if row.error and row.state is not State.DONE else ""
+        time = terminal.took(row.started_at, row.finished_at)
+        line = f"{row.state}{reason}" + (f" after {time}" if time else "")
+        print(terminal.short(line, 2000), file=sys.stderr)
+    return FINE if row.state is State.DONE else BAD
