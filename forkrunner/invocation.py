@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from forkrunner.config import FROM_DEFAULT, SETTINGS, Settings, load
+from forkrunner.config import SETTINGS, Settings
 from forkrunner.errors import ForkrunnerError, JobNotFound, JobStateError, TargetError
 from forkrunner.ids import is_id
+from forkrunner.sources import FROM_DEFAULT, load
 from forkrunner.units import mask
 
 if TYPE_CHECKING:

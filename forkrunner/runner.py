@@ -95,7 +95,7 @@ class Runner:
         Raises ConfigError.
         """
         if self._settings is None:
-            from forkrunner.config import load
+            from forkrunner.sources import load
 
             self._settings = load(code=self.code, folder=self._folder)
         return self._settings

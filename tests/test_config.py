@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from forkrunner import config
-from forkrunner.config import SETTINGS, Settings, load
+from forkrunner.config import SETTINGS, Settings
 from forkrunner.errors import ConfigError
+from forkrunner.sources import load
 from forkrunner.units import mask, seconds, show_seconds, show_size, size
 
 

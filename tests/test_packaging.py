@@ -62,6 +62,8 @@ FLOORS = [
     {"errors", "clock", "units", "current", "ids", "job"},
     {
         "config",
+        "kinds",
+        "sources",
         "events",
         "tasks",
         "arguments",

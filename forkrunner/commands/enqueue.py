@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forkrunner.config import FROM_DEFAULT
 from forkrunner.invocation import (
     BAD,
     FINE,
@@ -22,6 +21,7 @@ from forkrunner.invocation import (
     usage_error,
     words_argument,
 )
+from forkrunner.sources import FROM_DEFAULT
 
 if TYPE_CHECKING:
     from forkrunner.handle import Job

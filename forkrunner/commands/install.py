@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from forkrunner import clock
-from forkrunner.config import FROM_DEFAULT
 from forkrunner.errors import ForkrunnerError, SchemaError
 from forkrunner.invocation import (
     ALL_FLAGS,
@@ -25,6 +24,7 @@ from forkrunner.invocation import (
     open_store,
     words_argument,
 )
+from forkrunner.sources import FROM_DEFAULT
 
 
 @click.command()
