@@ -1,6 +1,6 @@
 """Batches: how jobs and endings become the JSON text of a statement, cleaned and cut to what both databases take.
 
-Used by `store.py` only. Nothing here asks the database.
+Used by `asking.py` and `supervising.py` only. Nothing here asks the database.
 """
 
 from __future__ import annotations

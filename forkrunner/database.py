@@ -1,6 +1,6 @@
 """What differs between the databases: how to connect and begin, how a batch is unpacked, what an error means.
 
-Used by `store.py` and the files that it is made of; the statements are otherwise the same on both. The drivers are in autocommit; the "begin"
+Used by the files that the store is made of; the statements are otherwise the same on both. The drivers are in autocommit; the "begin"
 event of SQLAlchemy sends what begins a transaction, in one round trip, except on a connection with the option BARE, on
 which each statement stands by itself.
 

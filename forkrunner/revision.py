@@ -1,6 +1,6 @@
 """Which release the tables are of, and how they become those of this one.
 
-Used by `transactions.py` and `store.py` only: at the first use of a database, and by `forkrunner migrate`.
+Used by `transactions.py` and `access.py` only: at the first use of a database, and by `forkrunner migrate`.
 """
 
 from __future__ import annotations

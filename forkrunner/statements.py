@@ -1,6 +1,6 @@
 """The statements of the store, the same on both databases: built once, with parameters bound by name.
 
-Used by `store.py` only. Parameters: `batch` (JSON text, a list of objects), `now`, and others by name.
+Used by the store only. Parameters: `batch` (JSON text, a list of objects), `now`, and others by name.
 """
 
 from __future__ import annotations

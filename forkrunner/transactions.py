@@ -1,6 +1,6 @@
 """How a store does its work in a transaction: the engine, its connections over forks and outages, one more try.
 
-Used by `store.py` only, whose methods say what is done. Nothing here knows a statement of ours.
+Used by the store only, whose methods say what is done. Nothing here knows a statement of ours.
 """
 
 from __future__ import annotations

@@ -27,7 +27,16 @@ SOURCES = {
 
 #: Library → the only modules that may import it, at any level (DESIGN section 6, rule 13).
 LIBRARIES = {
-    "sqlalchemy": {"schema", "store", "statements", "database", "wake", "migrations"}
+    "sqlalchemy": {
+        "schema",
+        "access",
+        "asking",
+        "supervising",
+        "statements",
+        "database",
+        "wake",
+        "migrations",
+    }
     | {"callers", "revision", "transactions"},
     "alembic": {"schema", "revision", "migrations"},
     "psycopg": {"database", "wake"},
@@ -96,6 +105,9 @@ FLOORS = [
         "callers",
         "revision",
         "store",
+        "access",
+        "asking",
+        "supervising",
         "transactions",
         "wake",
         "progress",

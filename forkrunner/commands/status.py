@@ -114,8 +114,8 @@ def _print_supervisors(supervisors: Sequence[SupervisorRow], keeper: Keeper | No
 
 def _print_queues(queues: Queues, costs: dict[str, dict[str, Any]]) -> None:
     from forkrunner import terminal
+    from forkrunner.asking import COSTS_OF
     from forkrunner.job import State
-    from forkrunner.store import COSTS_OF
 
     states = [str(state) for state in State]
     table = terminal.Table("QUEUE", *map(str.upper, states), drop=("CANCELLED", "DONE"))

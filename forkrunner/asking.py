@@ -1,0 +1,238 @@
+"""What clients do with the tables: make jobs, ask how they stand, and leave wishes on them.
+
+Web processes, threads and the command line call this; what always holds is said at the head of store.py.
+"""
+
+from __future__ import annotations
+
+import builtins  # Asking.list hides the name in its class
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.engine import Connection
+
+from . import costs
+from .access import Access
+from .batches import LIMITS, clean, new_row, pack
+from .callers import begin, connection_of, make_beside
+from .errors import EnqueueError, JobNotFound, JobStateError
+from .job import Attempt, New, Outcome, Row, Standing, State
+from .schema import jobs
+from .statements import CHANNEL, JOB, WISH
+
+#: Of so many attempts is told what they cost.
+COSTS_OF = 10_000
+#: Rows of one INSERT of `enqueue`.
+_CHUNK = 1000
+
+
+class Asking(Access):
+    """The clients' side of the store."""
+
+    #: A connection of the caller's has been used: a file that was missing is made by then.
+    _caller_checked = False
+
+    # -- making jobs
+
+    def enqueue(self, rows: Sequence[New], *, connection: Any = None, now: datetime | None = None) -> None:
+        """Insert rows, all or none, and wake the supervisors.
+
+        With a Session or Connection of the caller they are part of its transaction, which is not committed, rolled
+        back or flushed here. Without, they are committed when this returns; an id that is already there is left as it
+        is, so that the same call may be made again.
+
+        Raises: EnqueueError for text that no database takes or a connection to another database.
+        """
+        if not rows:
+            return
+        single = len(rows) <= _CHUNK
+        notify = self.notify and not self._database.makes_itself
+        statement = self._statements.enqueue_and_notify if notify else self._statements.enqueue
+        try:
+            batches = [
+                pack([new_row(row) for row in rows[i : i + _CHUNK]]) for i in range(0, len(rows), _CHUNK)
+            ]
+        except UnicodeEncodeError:
+            raise EnqueueError(
+                "expected text of whole Unicode characters, got a lone surrogate", task=rows[0].task
+            ) from None
+
+        def work(connection: Connection) -> None:
+            moment = self._moment(now)
+            for batch in batches:
+                connection.execute(statement, {"batch": batch, "now": moment})
+
+        if connection is None:
+            # one statement is its own transaction: one round trip
+            self._transactions.run(work, bare=single, repeat=True)
+            return
+        theirs = connection_of(connection, self._database)
+        if not self._caller_checked and self._database.makes_itself:
+            make_beside(self._database)
+            self._caller_checked = True
+        begin(theirs, self._database)
+        try:
+            work(theirs)
+        except exc.DBAPIError as error:
+            raise self._database.error_of(error) from error
+
+    # -- questions
+
+    def get(self, id: str) -> Row:
+        """Return a row with its attempts. Raises: JobNotFound."""
+        job = _id(id)
+        rows = self._transactions.read(
+            lambda connection: connection.execute(self._statements.get, {"id": job}).all()
+        )
+        if not rows:
+            raise JobNotFound(f"no job has the id {id}", id=id)
+        width = len(jobs.c)
+        return _row(rows[0], tuple(_attempt(row[width:]) for row in rows if row[width] is not None))
+
+    def standing(self, ids: Collection[str], *, now: datetime | None = None) -> dict[str, Standing]:
+        """Say how these jobs stand, those that exist, in one statement; an id is as `Runner.get` takes it."""
+        parameters = {"ids": [_id(id) for id in ids], "now": self._moment(now)}
+        rows = self._transactions.read(
+            lambda connection: connection.execute(self._statements.standing, parameters).all()
+        )
+        return {row[0]: Standing(row[0], State(row[1]), *row[2:]) for row in rows}
+
+    def output(self, id: str, attempt: int) -> str | None:
+        """Return what an attempt wrote, head and tail; None if it wrote no more than is in its `output_tail`."""
+        parameters = {"job": _id(id), "number": attempt}
+        found = self._transactions.read(
+            lambda connection: connection.execute(self._statements.output_of, parameters).scalar()
+        )
+        return None if found is None else str(found)
+
+    def list(
+        self, *, state: str | None = None, queue: str | None = None, task: str | None = None, limit: int = 50
+    ) -> builtins.list[Row]:
+        """Return rows without their attempts, the newest first."""
+        # a UUIDv7 begins with the time at which it was made
+        statement = sa.select(*jobs.c).order_by(jobs.c.id.desc()).limit(limit)
+        for column, value in ((jobs.c.state, state), (jobs.c.queue, queue), (jobs.c.task, task)):
+            if value is not None:
+                statement = statement.where(column == str(value))
+        return [
+            _row(row)
+            for row in self._transactions.read(lambda connection: connection.execute(statement).all())
+        ]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return how many rows each queue has in each state; reads the whole table."""
+        found: dict[str, dict[str, int]] = {}
+        for queue, state, number in self._transactions.read(
+            lambda connection: connection.execute(self._statements.counts).all()
+        ):
+            found.setdefault(queue, {})[state] = number
+        return found
+
+    def costs(self, limit: int = COSTS_OF) -> dict[str, dict[str, Any]]:
+        """Return percentiles of what the newest `limit` attempts cost, by task; see `costs.of_tasks`."""
+        parameters = {"limit": limit}
+        return costs.of_tasks(
+            self._transactions.read(
+                lambda connection: connection.execute(self._statements.bills, parameters).all()
+            )
+        )
+
+    # -- wishes
+
+    def cancel(
+        self, id: str, reason: str | None = None, *, actor: str | None = None, now: datetime | None = None
+    ) -> State:
+        """Cancel a pending job at once (arrow f), or ask the supervisor of a busy one to; return the state now.
+
+        One transaction; who asks first is on record, with the reason. Raises: JobNotFound; JobStateError if it
+        has ended.
+        """
+        parameters = {
+            "job": _id(id),
+            "reason": clean(reason, LIMITS["error"]),
+            "actor": clean(actor, LIMITS["error_type"]),
+            "now": self._moment(now),
+        }
+
+        def work(connection: Connection) -> State:
+            state = connection.execute(self._statements.cancel, parameters).scalar()
+            if state is None:
+                raise self._wrong_state(connection, id, "cancelled", "pending or busy")
+            if state == State.BUSY:
+                self._wake(connection, WISH)
+            return State(state)
+
+        return self._transactions.run(work)
+
+    def pause(self, id: str, *, now: datetime | None = None) -> None:
+        """Ask the supervisor of a busy job to freeze it; one that is paused stays so. One transaction.
+
+        The pause is over when the attempt is, however it ends. Raises: JobNotFound; JobStateError if it is not busy.
+        """
+        self._set_paused(self._statements.pause, id, "paused", now)
+
+    def resume(self, id: str, *, now: datetime | None = None) -> None:
+        """Ask the supervisor of a busy job to thaw it; one that is not paused goes on. One transaction.
+
+        Raises: JobNotFound; JobStateError if it is not busy.
+        """
+        self._set_paused(self._statements.resume, id, "resumed", now)
+
+    def _set_paused(self, statement: Any, id: str, verb: str, now: datetime | None) -> None:
+        parameters = {"job": _id(id), "now": self._moment(now)}
+
+        def work(connection: Connection) -> None:
+            if connection.execute(statement, parameters).scalar() is None:
+                raise self._wrong_state(connection, id, verb, "busy")
+            self._wake(connection, WISH)
+
+        self._transactions.run(work)
+
+    def retry(self, id: str, *, now: datetime | None = None) -> None:
+        """Make an ended job pending again, due now, as if it had never failed: arrow h, one transaction.
+
+        Its attempts stay on record, and their numbers go on. Raises: JobNotFound; JobStateError if it has not ended.
+        """
+        parameters = {"job": _id(id), "now": self._moment(now)}
+
+        def work(connection: Connection) -> None:
+            if connection.execute(self._statements.retry, parameters).scalar() is None:
+                raise self._wrong_state(connection, id, "retried", "done, failed or cancelled")
+            self._wake(connection)
+
+        self._transactions.run(work)
+
+    def _wrong_state(
+        self, connection: Connection, id: str, verb: str, expected: str
+    ) -> JobNotFound | JobStateError:
+        state = connection.execute(self._statements.state, {"job": _id(id)}).scalar()
+        if state is None:
+            return JobNotFound(f"no job has the id {id}", id=id)
+        return JobStateError(
+            f"job {id} cannot be {verb}: expected it {expected}, it is {state}", id=id, state=State(state)
+        )
+
+    def _wake(self, connection: Connection, payload: str = "") -> None:
+        if self.notify and not self._database.makes_itself:
+            connection.execute(sa.select(sa.func.pg_notify(CHANNEL, payload)))
+
+
+def _id(id: str) -> str:
+    try:
+        return str(UUID(id))
+    except (ValueError, AttributeError, TypeError):
+        raise JobNotFound(f"no job has the id {id!r}", id=id) from None
+
+
+def _attempt(row: Sequence[Any]) -> Attempt:
+    job, number, outcome, *rest = row
+    return Attempt(job, number, Outcome(outcome), *rest)
+
+
+def _row(row: Sequence[Any], ended: tuple[Attempt, ...] = ()) -> Row:
+    values = dict(zip(JOB, row, strict=False))
+    return Row(**values | {"state": State(values["state"])}, attempts=ended)
