@@ -22,6 +22,7 @@ __all__ = [
     "Outcome",
     "Runner",
     "SchemaError",
+    "Secret",
     "State",
     "StoreError",
     "StoreUnavailable",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from forkrunner.job import State as State
     from forkrunner.runner import Runner as Runner
     from forkrunner.safepoint import safe_point as safe_point
+    from forkrunner.secret import Secret as Secret
     from forkrunner.tasks import Task as Task
 
 #: Where the names are that are not errors.
@@ -66,6 +68,7 @@ _HOMES = {
     "Job": "handle",
     "Outcome": "job",
     "Runner": "runner",
+    "Secret": "secret",
     "State": "job",
     "Task": "tasks",
     "current_job": "currentjob",

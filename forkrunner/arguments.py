@@ -20,10 +20,11 @@ import re
 import sys
 
 from forkrunner.errors import ArgumentError, ConfigError, ForkrunnerError
+from forkrunner.redaction import MARK, SECRET_NAMES, holds_secret, is_secret
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Any, Protocol
 
     class Kind(Protocol):
@@ -44,8 +45,6 @@ _NOTHING: Any = object()
 #: bool before int: isinstance(True, int) holds.
 _JSON_TYPES = (str, bool, int, float, _NONE, list, dict)
 _BAD_TEXT = re.compile("[\0\ud800-\udfff]")
-#: Names of arguments whose values are not shown.
-SECRET = re.compile("pass|secret|token|key|auth|cookie|dsn", re.IGNORECASE)
 
 _VARARGS, _VARKEYWORDS = 0x04, 0x08
 
@@ -128,6 +127,18 @@ def parse(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Misfit(f"expected a JSON object (parameter name → value), got {describe(value)}")
     return value
+
+
+def plain_values(text: str | bytes) -> dict[str, Any]:
+    """Read the arguments of a row, ours, as plain JSON values, but secrets as Secret: what is printed of it shows none."""
+    found: dict[str, Any]
+    if (MARK if isinstance(text, str) else MARK.encode()) in text:  # type: ignore[operator]
+        from forkrunner.secret import plain
+
+        found = plain(text)
+    else:
+        found = json.loads(text)
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -333,6 +344,8 @@ class Signature:
         #: Name of the `**kwargs`, which are stored under their own names.
         self.rest: str | None = code.co_varnames[len(self.names)] if code.co_flags & _VARKEYWORDS else None
         self._kinds: dict[str, Kind] | None = None
+        #: Parts of names whose values no error shows; asked for when there is one.
+        self.secret_names: Callable[[], Collection[str]] = lambda: SECRET_NAMES
 
     # ------------------------------------------------------------------------- types
 
@@ -347,6 +360,11 @@ class Signature:
             self._kinds = {name: self.kind_of(name) for name in names}
         return self._kinds
 
+    @property
+    def has_secrets(self) -> bool:
+        """Whether a parameter is, or may hold, a Secret. Raises ConfigError as `kinds`."""
+        return any(getattr(kind, "secret", False) for kind in self.kinds.values())
+
     def kind_of(self, name: str) -> Kind:
         """Return the kind of one annotation; `return` is the name of the function's own."""
         try:
@@ -356,6 +374,11 @@ class Signature:
             found = plain(resolved)
             if found is not None:
                 return found
+            # if nothing has imported it, no annotation can mean it
+            secret = sys.modules.get("forkrunner.secret")
+            if secret is not None and resolved is secret.Secret:
+                kind: Kind = secret.KIND
+                return kind
             from forkrunner.typed import Typed
 
             return Typed(note, self._function.__globals__)
@@ -454,8 +477,11 @@ class Signature:
 
     def _misfit(self, name: str, value: object, kind: Kind, misfit: Misfit) -> ArgumentError:
         reason = str(misfit)
-        if SECRET.search(name):
+        names = self.secret_names()
+        if is_secret(name, names):
             reason = f"expected {kind}, got {type(value).__name__} (not shown, for its name)"
+        elif getattr(kind, "secret", False) or holds_secret(value, names):
+            reason = f"expected {kind}, got {type(value).__name__} (not shown, it holds a secret)"
         return self._error(name, f"argument {name!r}: {reason}")
 
     def _error(self, argument: str | None, message: str) -> ArgumentError:

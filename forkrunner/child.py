@@ -19,6 +19,7 @@ from .errors import LeaveJob
 from .hooks import run_before_exit
 from .process import Reserved, flush_all, leave, show_title, title_bytes
 from .progress import end as end_progress
+from .redaction import MARK, scrub, secrets_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ _TRACEBACK_LIMIT = _MESSAGE_LIMIT = 64 * 1024
 #: Fields of a job's header that ask for something to be done before the task is called.
 _WISHES = frozenset({"limits"})
 _OURS = os.path.dirname(__file__)
+_SECRET = MARK.encode()
 
 
 class Place:
@@ -247,6 +249,11 @@ def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, An
         if breach:
             report["error_message"] += f" ({breach})"
     report["traceback"] = _traceback_of(error)
+    if _SECRET in current.arguments:
+        # before anybody has it: the row, the log, a browser
+        secrets = secrets_in(current.arguments.decode())
+        for name in ("error_message", "traceback"):
+            report[name] = scrub(report[name], secrets)
     return report
 
 

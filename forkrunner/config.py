@@ -15,6 +15,7 @@ from typing import Any, Generic, overload
 from . import kinds
 from .errors import ConfigError
 from .kinds import Kind, T
+from .redaction import SECRET_NAMES
 from .units import brief, mask
 
 PREFIX = "FORKRUNNER_"
@@ -234,6 +235,11 @@ class Settings:
         "",
         "Control group below which each job with a limit of memory gets one of its own, that the kernel holds it to",
         default_text="the one that systemd has delegated, if any",
+    )
+    secret_names = Setting(
+        kinds.names("parts of names", "NAME,…", str.isprintable),
+        SECRET_NAMES,
+        "What is so named, or has one of these in its name, is hidden where arguments, results and errors are shown",
     )
     log_level = Setting(
         kinds.choice("debug", "info", "warning", "error"),

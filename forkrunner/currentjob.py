@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from . import clock
+from .arguments import plain_values
 from .current import current
 from .safepoint import paused_seconds
 
@@ -34,9 +35,8 @@ class CurrentJob:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments as they are stored: parameter name → plain JSON value."""
-        found: dict[str, Any] = json.loads(self._arguments)
-        return found
+        """The arguments as they are stored: parameter name → plain JSON value, or Secret."""
+        return plain_values(self._arguments)
 
     @property
     def cursor(self) -> Any:

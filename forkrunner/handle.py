@@ -10,6 +10,7 @@ import json
 import time
 
 from . import clock
+from .arguments import plain_values
 from .errors import EnqueueError, JobNotFound, WaitTimeout
 from .tasks import R, check_option
 
@@ -88,9 +89,8 @@ class Job(Generic[R]):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments as they are stored: parameter name → plain JSON value."""
-        found: dict[str, Any] = json.loads(self._row().arguments)
-        return found
+        """The arguments as they are stored: parameter name → plain JSON value, or Secret."""
+        return plain_values(self._row().arguments)
 
     @property
     def result(self) -> R | None:

@@ -23,6 +23,7 @@ from forkrunner.sources import FROM_DEFAULT, load
 from forkrunner.units import mask
 
 if TYPE_CHECKING:
+    from forkrunner.job import Row
     from forkrunner.runner import Runner
     from forkrunner.safety import Watch
     from forkrunner.store import Store
@@ -232,7 +233,7 @@ def flags(*names: str) -> Callable[[F], F]:
 ALL_FLAGS = tuple(name for name, setting in SETTINGS.items() if setting.flag)
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 secrets_flag = click.option(
-    "--secrets", is_flag=True, help="Do not hide values whose names sound like secrets."
+    "--secrets", is_flag=True, help="Do not hide Secrets, and values whose names sound like secrets."
 )
 
 
@@ -364,6 +365,13 @@ def open_store(settings: Settings) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def as_shown(settings: Settings, secrets: bool) -> Callable[[Row], Row]:
+    """Return what makes a row fit to be shown: its secrets hidden, unless they were asked for."""
+    from forkrunner.redaction import conceal
+
+    return lambda row: row if secrets else conceal(row, settings.secret_names)
 
 
 def find_id(store: Store, given: str) -> str:

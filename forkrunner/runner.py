@@ -280,7 +280,10 @@ class Runner:
         text = dump_named(name, arguments or {}, self.settings.argument_limit)
         task = self.tasks.get(name)
         if task is not None:
-            task.load(text)
+            loaded = task.load(text)
+            if task.signature.has_secrets:
+                # by name they may come as plain text: the row is to say that they are secrets
+                text = task.dump(*loaded, self.settings.argument_limit)
         if delay is not None and run_at is not None:
             raise EnqueueError(f"task {name}: expected delay or run_at, got both", task=name)
         if queue is None:

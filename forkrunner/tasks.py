@@ -11,10 +11,11 @@ import re
 
 from forkrunner import arguments, units
 from forkrunner.errors import ArgumentError, ConfigError, EnqueueError, ForkrunnerError, TaskNotFound
+from forkrunner.redaction import SECRET_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
     from datetime import datetime, timedelta
     from typing import Any, Generic, ParamSpec, Self, TypeVar
 
@@ -279,6 +280,7 @@ class Task(Generic[P, R]):
         #: process would cost more than all the rest of it.
         self.bare: Callable[[], Any] | None = None
         self.signature = arguments.Signature(function, own)
+        self.signature.secret_names = self._secret_names
         #: What `using` said, for every call made through this object.
         self.bound: dict[str, Any] = {}
         # as functools.wraps has it, so that help(), inspect and Sphinx see the function
@@ -287,6 +289,12 @@ class Task(Generic[P, R]):
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
         self.__module__ = function.__module__
+
+    def _secret_names(self) -> Collection[str]:
+        try:
+            return self.runner.settings.secret_names
+        except ForkrunnerError:
+            return SECRET_NAMES  # what is wrong with the settings, others say
 
     def __repr__(self) -> str:
         bound = "".join(f" {name}={value!r}" for name, value in self.bound.items() if name != "connection")

@@ -1,31 +1,27 @@
 """What the command line shows: pages, tables and JSON. No database, no clock, no exit: text out of rows.
 
 Whatever a job has said is hostile here: it reaches the terminal only through `clean`, which shows control
-characters and bidirectional ones instead of sending them. Values whose names sound like secrets are hidden.
+characters and bidirectional ones instead of sending them. Secrets are hidden before: `redaction.conceal`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from forkrunner.arguments import SECRET, Misfit, check_json
+from forkrunner.arguments import Misfit, check_json
 from forkrunner.costs import MEASURES
 from forkrunner.job import ENDED, Outcome, State
-from forkrunner.units import mask, show_bytes
+from forkrunner.units import show_bytes
 
 if TYPE_CHECKING:
     from forkrunner.job import Attempt, Row, SupervisorRow
 
-HIDDEN = "***"
-#: A URL and nothing else: prose with a colon and an @ somewhere in it is left alone.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 #: Of a cell; the rest is on the page of the job.
 _LONGEST_CELL = 200
 #: Characters of a bar in a table.
@@ -116,45 +112,22 @@ def iso(when: datetime | None) -> str | None:
     return None if when is None else when.isoformat().replace("+00:00", "Z")
 
 
-# --------------------------------------------------------------------------- secrets and JSON
+# --------------------------------------------------------------------------- JSON
 
 
-def redact(value: Any, name: str = "") -> Any:
-    """Return a JSON value without what its names say is secret, at any depth, and without passwords in URLs."""
-    if isinstance(value, dict):
-        return {key: redact(item, key) for key, item in value.items()} if not _is_secret(name) else HIDDEN
-    if value is None or isinstance(value, bool):
-        return value
-    if _is_secret(name):
-        return HIDDEN
-    if isinstance(value, list):
-        return [redact(item) for item in value]
-    if isinstance(value, str) and _URL.fullmatch(value):
-        return mask(value)
-    return value
-
-
-def _is_secret(name: str) -> bool:
-    return SECRET.search(name) is not None
-
-
-def value_of(text: str | None, secrets: bool) -> Any:
-    """Read JSON of a row for showing it; text that is none was written by somebody else."""
+def value_of(text: str | None) -> Any:
+    """Read JSON of a row for showing it; text that is none was written by somebody else, and is shown as text."""
     if text is None:
         return None
     try:
         value = json.loads(text)
         check_json(value)  # that it is not too deep to be walked, for one
     except (ValueError, RecursionError, Misfit):
-        return (
-            text
-            if secrets
-            else f"{HIDDEN} ({len(text)} characters that are not our JSON; --secrets shows them)"
-        )
-    return value if secrets else redact(value)
+        return text
+    return value
 
 
-def job_json(row: Row, *, secrets: bool, progress: dict[str, Any] | None = None) -> dict[str, Any]:
+def job_json(row: Row, *, progress: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return a job as `list --json` prints it: no field is ever renamed."""
     return {
         "id": row.id,
@@ -166,10 +139,10 @@ def job_json(row: Row, *, secrets: bool, progress: dict[str, Any] | None = None)
         "created_at": iso(row.created_at),
         "started_at": iso(row.started_at),
         "finished_at": iso(row.finished_at),
-        "arguments": value_of(row.arguments, secrets),
-        "result": value_of(row.result, secrets),
+        "arguments": value_of(row.arguments),
+        "result": value_of(row.result),
         "error": row.error,
-        "options": value_of(row.options, True),
+        "options": value_of(row.options),
         "attempt": row.attempt,
         "tries": row.tries,
         "crashes": row.crashes,
@@ -178,15 +151,15 @@ def job_json(row: Row, *, secrets: bool, progress: dict[str, Any] | None = None)
         "cancel_reason": row.cancel_reason,
         "cancel_actor": row.cancel_actor,
         "paused_at": iso(row.paused_at),
-        "cursor": value_of(row.cursor, secrets),
+        "cursor": value_of(row.cursor),
         "progress": progress,
     }
 
 
-def page_json(row: Row, *, secrets: bool, progress: dict[str, Any] | None = None) -> dict[str, Any]:
+def page_json(row: Row, *, progress: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return a job as `show --json` prints it, with its attempts."""
     attempts = [_attempt_json(attempt) for attempt in row.attempts]
-    return job_json(row, secrets=secrets, progress=progress) | {"attempts": attempts}
+    return job_json(row, progress=progress) | {"attempts": attempts}
 
 
 def _attempt_json(attempt: Attempt) -> dict[str, Any]:
@@ -435,7 +408,7 @@ def _when(row: Row, now: datetime) -> str:
     return distance(min(row.finished_at or row.created_at, now), now)
 
 
-def page_of(row: Row, progress: dict[str, Any] | None, now: datetime, *, secrets: bool) -> Iterator[str]:
+def page_of(row: Row, progress: dict[str, Any] | None, now: datetime) -> Iterator[str]:
     """Show all that is known of a job, line by line."""
     state = paint(str(row.state), _COLOURS[row.state], bold=True)
     yield f"{paint('Job ' + clean(row.id), bold=True)}  {state}"
@@ -459,7 +432,7 @@ def page_of(row: Row, progress: dict[str, Any] | None, now: datetime, *, secrets
             ("supervisor", row.supervisor),
         ]
     if row.options:
-        facts.append(("options", short(json.dumps(value_of(row.options, True)))))
+        facts.append(("options", short(json.dumps(value_of(row.options)))))
     if row.paused_at:
         facts.append(("paused", moment(row.paused_at, now)))
     if row.cancel_at and (row.state not in ENDED or row.state is State.CANCELLED):
@@ -470,13 +443,13 @@ def page_of(row: Row, progress: dict[str, Any] | None, now: datetime, *, secrets
         words += [short(row.cancel_reason)] if row.cancel_reason else []
         facts.append(("cancelled" if row.state in ENDED else "cancel", ", ".join(words)))
     if row.cursor:
-        facts.append(("cursor", short(json.dumps(value_of(row.cursor, secrets)))))
+        facts.append(("cursor", short(json.dumps(value_of(row.cursor)))))
     if row.error:
         facts.append(("error", short(row.error, 2000)))
     yield from _facts(facts)
-    yield from _values("Arguments", value_of(row.arguments, secrets))
+    yield from _values("Arguments", value_of(row.arguments))
     if row.state is State.DONE:
-        yield from _values("Result", value_of(row.result, secrets))
+        yield from _values("Result", value_of(row.result))
     for attempt in row.attempts:
         yield from _attempt(attempt, now)
 

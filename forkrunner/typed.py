@@ -41,6 +41,8 @@ class Typed:
         except TypeError as error:
             reason = str(error).partition(" - type")[0].replace("`", "")
             raise ConfigError(f"has no form in JSON: {reason}") from None
+        #: It is, or may hold, a Secret: no error shows what was given.
+        self.secret = _may_hold(self.note, "forkrunner.secret", "Secret")
 
     def __str__(self) -> str:
         return name_of(self.note)
@@ -79,6 +81,29 @@ class Typed:
             raise Misfit("nested too deep") from None
 
 
+def _may_hold(note: Any, module: str, name: str) -> bool:
+    """Say whether a class of ours is anywhere in a type; if nothing has imported its module, it is not."""
+    wanted = getattr(sys.modules.get(module), name, None)
+    if wanted is None:
+        return False
+    import msgspec.inspect
+
+    met: set[int] = set()
+    left: list[Any] = [msgspec.inspect.type_info(note)]
+    while left:
+        one = left.pop()
+        if id(one) in met:
+            continue  # a type may hold itself
+        met.add(id(one))
+        if isinstance(one, msgspec.inspect.CustomType) and one.cls is wanted:
+            return True
+        if isinstance(one, (list, tuple)):
+            left += one
+        elif isinstance(one, msgspec.Struct):
+            left += (getattr(one, field) for field in one.__struct_fields__)
+    return False
+
+
 def builtins(value: Any) -> Any:
     """Return the JSON form of a value of any supported type; tuples stay tuples.
 
@@ -96,6 +121,8 @@ def _encode(value: Any) -> Any:
     """Give msgspec the JSON form of what it does not know: one line per kind."""
     if is_model(value):
         raise Misfit(f"it holds {describe(value)}{MODEL_ADVICE}")
+    if (secret := sys.modules.get("forkrunner.secret")) and isinstance(value, secret.Secret):
+        return secret.to_wire(value)
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
@@ -115,6 +142,11 @@ def _decode(kind: type, wire: Any) -> Any:
         if not isinstance(wire, str):
             raise TypeError(f"Expected `{kind.__name__}`, got `{type(wire).__name__}`")
         return kind(wire)
+    if (secret := sys.modules.get("forkrunner.secret")) and kind is secret.Secret:
+        try:
+            return secret.from_wire(wire)
+        except Misfit as misfit:
+            raise ValueError(misfit.message) from None
     if _is_pydantic(kind):
         model: Any = kind
         try:

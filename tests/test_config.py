@@ -58,6 +58,7 @@ SAMPLES = {
     "progress_rate": Sample(5, "5", 5.0, 0),
     "runtime_dir": Sample("/run/x", " /run/x", "/run/x", "run/x"),
     "cgroup": Sample("/sys/fs/cgroup/x", " /sys/fs/cgroup/x", "/sys/fs/cgroup/x", "fs/x"),
+    "secret_names": Sample(["pin", "iban"], "pin, iban", ("pin", "iban"), "a\tb"),
     "log_level": Sample("debug", "DEBUG", "debug", "loud"),
     "log_format": Sample("json", "json", "json", "xml"),
     "reload": Sample(True, "on", True, 1),

@@ -83,6 +83,8 @@ FLOORS = [
         "outage",
         "molds",
         "costs",
+        "redaction",
+        "secret",
     },
     {
         "process",
@@ -159,6 +161,8 @@ THIN = [
     "progress",
     "sender",
     "safepoint",
+    "redaction",
+    "secret",
 ]
 
 

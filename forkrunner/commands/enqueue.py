@@ -10,6 +10,7 @@ import click
 from forkrunner.invocation import (
     BAD,
     FINE,
+    as_shown,
     complain,
     flags,
     import_app,
@@ -24,7 +25,10 @@ from forkrunner.invocation import (
 from forkrunner.sources import FROM_DEFAULT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from forkrunner.handle import Job
+    from forkrunner.job import Row
     from forkrunner.runner import Runner
 
 
@@ -78,7 +82,7 @@ def enqueue(
         if not as_json:
             _print_enqueued(job, as_json)
             sys.stdout.flush()
-        return _wait(runner, job, as_json, secrets)
+        return _wait(runner, job, as_json, as_shown(settings, secrets))
     finally:
         runner.close()
 
@@ -112,7 +116,7 @@ def _moment(text: str) -> Any:
         ) from None
 
 
-def _wait(runner: Runner, job: Job[Any], as_json: bool, secrets: bool) -> int:
+def _wait(runner: Runner, job: Job[Any], as_json: bool, shown: Callable[[Row], Row]) -> int:
     """Wait for the end of a job, with its progress if somebody looks; return the exit status."""
     from forkrunner import terminal
     from forkrunner.errors import WaitTimeout
@@ -132,9 +136,9 @@ def _wait(runner: Runner, job: Job[Any], as_json: bool, secrets: bool) -> int:
             complain(f"the job goes on; `forkrunner cancel {job.id}` ends it")
             raise
     print(erase, end="", file=sys.stderr, flush=True)
-    row = runner.store.get(job.id)
+    row = shown(runner.store.get(job.id))
     if as_json:
-        print(terminal.to_json(terminal.page_json(row, secrets=secrets)))
+        print(terminal.to_json(terminal.page_json(row)))
     else:
         reason = f": {row.error}" if row.error and row.state is not State.DONE else ""
         time = terminal.took(row.started_at, row.finished_at)

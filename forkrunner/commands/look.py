@@ -14,6 +14,7 @@ from forkrunner.errors import JobNotFound, StoreUnavailable
 from forkrunner.invocation import (
     BAD,
     FINE,
+    as_shown,
     complain,
     find_id,
     find_settings,
@@ -58,14 +59,11 @@ def list_jobs(
 
     settings = find_settings(only_target(words))
     with open_store(settings) as store:
-        rows = store.list(state=state, queue=queue, task=task, limit=limit)
+        found = store.list(state=state, queue=queue, task=task, limit=limit)
+    rows = [*map(as_shown(settings, secrets), found)]
     progress = _progress_of(settings, rows)
     if as_json:
-        print(
-            terminal.to_json(
-                [terminal.job_json(row, secrets=secrets, progress=progress.get(row.id)) for row in rows]
-            )
-        )
+        print(terminal.to_json([terminal.job_json(row, progress=progress.get(row.id)) for row in rows]))
     elif rows:
         print(terminal.table_of(rows, progress, clock.utc()))
         if len(rows) == limit:
@@ -98,12 +96,12 @@ def show(words: tuple[str, ...], secrets: bool, as_json: bool) -> int:
     target, given = target_and_id(words)
     settings = find_settings(target)
     with open_store(settings) as store:
-        row = store.get(find_id(store, given))
+        row = as_shown(settings, secrets)(store.get(find_id(store, given)))
     progress = _progress_of(settings, [row]).get(row.id)
     if as_json:
-        print(terminal.to_json(terminal.page_json(row, secrets=secrets, progress=progress)))
+        print(terminal.to_json(terminal.page_json(row, progress=progress)))
     else:
-        print(*terminal.page_of(row, progress, clock.utc(), secrets=secrets), sep="\n")
+        print(*terminal.page_of(row, progress, clock.utc()), sep="\n")
     return FINE
 
 
