@@ -39,7 +39,7 @@ Key = tuple[str, int]
 class Running:
     """One claimed job that a mold has."""
 
-    __slots__ = ("cancelling", "claim", "mold", "options", "paused")
+    __slots__ = ("cancelling", "claim", "mold", "options", "paused", "told")
 
     def __init__(self, claim: Claim, options: dict[str, Any], mold: Mold) -> None:
         self.claim = claim
@@ -47,6 +47,8 @@ class Running:
         #: The task's options, with the call's own over them.
         self.options = options
         self.cancelling = self.paused = False
+        #: Bytes that its mold had been told, this job the last of them.
+        self.told = 0
 
 
 class Attempts:
@@ -73,7 +75,7 @@ class Attempts:
                 self.supervisor.rows.in_doubt = True
                 continue
             options = options_of(claim, mold.tasks)
-            self.running[claim.id, claim.attempt] = Running(claim, options, mold)
+            self.running[claim.id, claim.attempt] = run = Running(claim, options, mold)
             mold.busy += 1
             mold.jobs += 1
             if mold.jobs == self.supervisor.settings.mold_jobs:
@@ -97,6 +99,7 @@ class Attempts:
             if claim.cursor is not None:
                 header["cursor"] = claim.cursor
             mold.link.tell(header, claim.arguments.encode())
+            run.told = mold.link.told
             self.log.emit("job.started", task=claim.task, id=claim.id, attempt=claim.attempt)
 
     def ended(self, mold: Mold, facts: dict[str, Any], body: bytes) -> None:
@@ -152,6 +155,22 @@ class Attempts:
             mold.busy -= 1
         self.supervisor.rows.refused(clock.monotonic())
         self.log.emit("job.refused", id=header["id"], error=header["error"])
+
+    def lost(self, mold: Mold, how: str, taken: int) -> None:
+        """End what a dead mold had; a job that it has never read has never started, and is given back.
+
+        `taken` are the bytes that it has read of all that it was told.
+        """
+        for (job_id, number), run in list(self.running.items()):
+            if run.mold is not mold:
+                continue
+            if run.told > taken:
+                del self.running[job_id, number]
+                mold.busy -= 1
+                self.supervisor.rows.in_doubt = True
+            else:
+                facts = {"outcome": "lost", "error_message": f"its mold died ({how})"}
+                self.ended(mold, {"id": job_id, "attempt": number, **facts}, b"")
 
     def keep(
         self,

@@ -61,6 +61,9 @@ class MoldState(msgspec.Struct):
     unsent: bytes
     jobs: int = 0
     up: float = FOREVER
+    #: The mold's end of the channel, and how many bytes it was told; -1: from a release that did not keep it.
+    theirs: int = -1
+    told: int = 0
 
 
 class PlaceState(msgspec.Struct):
@@ -77,6 +80,8 @@ class RunningState(msgspec.Struct):
     mold: int
     cancelling: bool
     paused: bool = False
+    #: Of what its mold was told, where this job ends.
+    told: int = 0
 
 
 class State(msgspec.Struct):
@@ -208,11 +213,13 @@ def gather(supervisor: Supervisor) -> State:
                 unsent=mold.link.unsent,
                 jobs=mold.jobs,
                 up=mold.up,
+                theirs=mold.link.theirs,
+                told=mold.link.told,
             )
             for mold in molds
         ],
         running=[
-            RunningState(run.claim, run.options, run.mold.generation, run.cancelling, run.paused)
+            RunningState(run.claim, run.options, run.mold.generation, run.cancelling, run.paused, run.told)
             for run in supervisor.attempts.running.values()
         ],
         endings=list(supervisor.attempts.endings),
@@ -269,14 +276,14 @@ def adopt(supervisor: Supervisor, state: State) -> None:
         place.due, place.young_deaths, place.tasks = kept.due, kept.young_deaths, kept.tasks
     by_generation = {}
     for one in state.molds:
-        link = MoldLink.adopt(one.pid, one.fd, one.unread, one.unsent)
+        link = MoldLink.adopt(one.pid, one.fd, one.theirs, one.unread, one.unsent, one.told)
         mold = molds.adopt(molds.places[one.place], one.generation, link, one.started, one.stage, one.tasks)
         mold.busy, mold.jobs, mold.up = one.busy, one.jobs, one.up
         by_generation[one.generation] = mold
         foundry.poll.watch(link.fileno())
     for run in state.running:
         running = Running(run.claim, run.options, by_generation[run.mold])
-        running.cancelling, running.paused = run.cancelling, run.paused
+        running.cancelling, running.paused, running.told = run.cancelling, run.paused, run.told
         supervisor.attempts.running[run.claim.id, run.claim.attempt] = running
     supervisor.attempts.endings.extend(state.endings)
     supervisor.attempts.shown |= state.shown
@@ -351,7 +358,8 @@ class Upgrade:
         supervisor.log.flush()
         state = gather(supervisor)
         fd = _file(state)
-        keep = [fd, state.lock, *(mold.fd for mold in state.molds)]
+        ends = (end for mold in state.molds for end in (mold.fd, mold.theirs) if end >= 0)
+        keep = [fd, state.lock, *ends]
         try:
             with process.Inside(supervisor.foundry.folder):
                 process.become(

@@ -126,8 +126,9 @@ class Hearing:
         self.attempts.refused(mold, header)
 
     def on_dead_mold(self, mold: Mold, how: str) -> None:
-        """Count its attempts as lost, once it is certain that none of its children is left."""
+        """Count the attempts that it has begun as lost, once it is certain that none of its children is left."""
         self.take_of(mold)
+        taken = mold.link.taken()
         self.supervisor.foundry.bury(mold)
         self.supervisor.renewal.renew_at = 0.0
         if mold.stage is Stage.STARTING and self.supervisor.orders.stop_at == FOREVER:
@@ -140,10 +141,7 @@ class Hearing:
         elif mold.stage is not Stage.DISCARDED and not self.supervisor.orders.killed:
             then = "it was draining" if mold.stage is Stage.DRAINING else "a new one is started"
             self.log.emit("mold.died", generation=mold.generation, how=how, busy=mold.busy, then=then)
-        for (job_id, number), run in list(self.attempts.running.items()):
-            if run.mold is mold:
-                lost = {"outcome": "lost", "error_message": f"its mold died ({how})"}
-                self.attempts.ended(mold, {"id": job_id, "attempt": number, **lost}, b"")
+        self.attempts.lost(mold, how, taken)
 
     def adopt_settings(self, fresh: Settings) -> None:
         """Take over what may change while we run."""

@@ -56,6 +56,33 @@ def test_stop_the_mold_while_jobs_run(bed: Bed) -> None:
     bed.stop(supervisor)
 
 
+@pytest.mark.parametrize("upgraded", [False, True])
+def test_kill_a_stopped_mold_before_it_has_read_its_jobs(bed: Bed, upgraded: bool) -> None:
+    """What it had not read never started: it is given back and counts as nothing, unlike what ran."""
+    supervisor = bed.start(slots=4)
+    runs = bed.put("hold", {"path": bed.path("go")})
+    bed.wait_noted("start", runs)
+    mold = tree_of(supervisor)[1]
+    os.kill(mold, signal.SIGSTOP)
+    waits = [bed.put("work"), bed.put("work", options={"at_most_once": True})]
+    for id in waits:
+        supervisor.wait_log(f"work {id} started", LONG)
+    if upgraded:
+        supervisor.signal(signal.SIGUSR2)
+        supervisor.wait_log("has taken over", LONG)
+    os.kill(mold, signal.SIGKILL)
+    for id in waits:
+        row = bed.ended(id)
+        assert (row.state, row.attempt, row.tries, row.crashes) == (State.DONE, 1, 1, 0)
+        assert [attempt.outcome for attempt in row.attempts] == [Outcome.DONE]
+    bed.wait_noted("start", runs, 2)
+    bed.let_go()
+    row = bed.ended(runs)
+    assert (row.crashes, [attempt.outcome for attempt in row.attempts]) == (1, [Outcome.LOST, Outcome.DONE])
+    bed.check_history([runs, *waits])
+    bed.stop(supervisor)
+
+
 def test_stop_the_mold_while_idle(sqlite_bed: Bed) -> None:
     """Found out before the next job has to wait for it."""
     bed = sqlite_bed

@@ -328,14 +328,14 @@ def test_pause_while_the_timeout_would_strike(bed: Bed) -> None:
 
 def test_term_while_a_job_is_paused(bed: Bed) -> None:
     """It is as if nobody had paused it: one leaves at its next safe point, the other is waited for."""
-    supervisor = bed.start(slots=2)
+    supervisor = bed.start(slots=2, grace_period=LONG / 2)
     counting, holding = bed.put("count", {"to": 10**6}), bed.put("hold", {"path": bed.path("go")})
     starts = [*bed.wait_noted("counting", counting), *bed.wait_noted("start", holding)]
     bed.store.pause(counting)
     bed.store.pause(holding)
-    wait_until(lambda: all(stopped(start.pid) for start in starts), 10)
+    wait_until(lambda: all(stopped(start.pid) for start in starts), LONG)
     supervisor.signal(signal.SIGTERM)
-    row = bed.wait_row(counting, lambda row: row.state == State.PENDING, 10)
+    row = bed.wait_row(counting, lambda row: row.state == State.PENDING)
     assert (outcomes(row), row.tries, row.paused_at) == (["requeued"], 0, None)
     assert int(str(row.cursor)) >= 3
     bed.let_go()

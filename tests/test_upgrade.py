@@ -63,7 +63,7 @@ def test_usr2_while_idle(bed: Bed) -> None:
 
 def test_usr2_while_jobs_run(bed: Bed) -> None:
     """Twice; they go on, those that were claimed before and those that are claimed after, and time limits strike."""
-    supervisor = bed.start(slots=4, lease=2, store_timeout=0.4, grace=0.3)
+    supervisor = bed.start(slots=4, lease=8, store_timeout=0.4, grace=0.3)
     path = {"path": bed.path("go")}
     ids = [bed.put("hold", path)]
     limited = bed.put("hold", {"path": bed.path("never")}, options={"timeout": 3})
