@@ -11,8 +11,10 @@ from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 
 from . import clock, revision
-from .database import Database, PostgreSQL, SQLite
+from .database import Database
 from .errors import StoreError
+from .postgresql import PostgreSQL
+from .sqlite import SQLite
 from .statements import Statements
 from .transactions import Transactions
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection
 
-from .database import SQLite
 from .errors import EnqueueError, SchemaError, StoreUnavailable
+from .sqlite import SQLite
 from .transactions import Transactions
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ What always holds:
 5. Nothing belongs to the session, so everything works through PgBouncer in transaction mode.
 6. A connection is never used, closed or collected in another process than the one that opened it.
 
-The statements are the same on both databases; what differs is in database.py. A batch travels as one bound JSON
+The statements are the same on both databases; what differs is in sqlite.py and postgresql.py. A batch travels as one bound JSON
 text, so that a statement is constant, is compiled once, and costs one round trip whatever the size of the batch.
 
 Measured on 2 cores, Python 3.11, a turn of 16 endings and 16 claims with 10,000 rows pending, of which client CPU:

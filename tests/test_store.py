@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 from sqlalchemy import event
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from forkrunner import database as databases
+from forkrunner import sqlite as sqlite_files
 from forkrunner.errors import (
     EnqueueError,
     JobNotFound,
@@ -1356,15 +1356,15 @@ def test_a_file_that_goes_away_is_noticed(sqlite_database: str, tmp_path: Path, 
     store.close()
 
 
-@pytest.mark.parametrize("kind", sorted(databases._NETWORK.values()))
+@pytest.mark.parametrize("kind", sorted(sqlite_files._NETWORK.values()))
 def test_a_network_file_system_is_refused(sqlite_database: str, monkeypatch: pytest.MonkeyPatch, kind: str):
-    monkeypatch.setattr(databases, "_network_filesystem", lambda folder: kind)
+    monkeypatch.setattr(sqlite_files, "_network_filesystem", lambda folder: kind)
     with pytest.raises(StoreError, match=kind):
         Store(sqlite_database).counts()
 
 
 def test_a_local_file_system_is_not(tmp_path: Path):
-    assert databases._network_filesystem(str(tmp_path)) is None
+    assert sqlite_files._network_filesystem(str(tmp_path)) is None
 
 
 def test_durability_by_role(sqlite_database: str):
