@@ -264,12 +264,7 @@ def adopt(supervisor: Supervisor, state: State) -> None:
     supervisor.settings = supervisor.hearing.reload_settings(state.code)
     supervisor.store = open_store(supervisor.settings)
     supervisor.lease = Lease.adopt(
-        supervisor.settings.runtime_dir,
-        state.lease_id,
-        state.lock,
-        supervisor.store,
-        supervisor.settings.lease,
-        state.lease_ends,
+        supervisor.settings, state.lease_id, state.lock, supervisor.store, state.lease_ends
     )
     molds.generation = state.generation
     for place, kept in zip(molds.places, state.places, strict=True):

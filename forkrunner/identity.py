@@ -63,8 +63,13 @@ class LifeLock:
         import fcntl
 
         self.path = path
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            # whoever takes it for one that was left behind holds it for a moment, and it is gone
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
+            if os.fstat(self.fd).st_nlink:
+                return
+            os.close(self.fd)
 
     @classmethod
     def adopt(cls, path: str, fd: int) -> LifeLock:
@@ -85,8 +90,11 @@ class LifeLock:
             pass
 
     @staticmethod
-    def free(path: str) -> bool:
-        """Say whether the family that locked `path` is gone; False if there is no such file to prove it."""
+    def free(path: str, *, discard: bool = False) -> bool:
+        """Say whether the family that locked `path` is gone; False if there is no such file to prove it.
+
+        With `discard` the file is removed then, and nobody has locked it meanwhile.
+        """
         import fcntl
 
         try:
@@ -95,6 +103,8 @@ class LifeLock:
             return False
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if discard:
+                os.unlink(path)
         except OSError:
             return False
         finally:

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING
 
 from . import __version__, clock, identity, process, survivors
 from .job import SupervisorRow
+from .progress import place
 
 if TYPE_CHECKING:
+    from .config import Settings
     from .store import Store
 
 HOST = identity.HOST
@@ -33,26 +35,31 @@ MARGIN = 0.15
 LAST_MARGIN = 0.05
 #: What was killed is given so long to be gone, seconds.
 _DEATH_TIME = 1.0
+_LIFE = ".life"
 
 
 class Lease:
     """Our row among the supervisors, and the locked file that others on this host may test."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Make an id and lock its file; to be done before the mold is started, which inherits the lock."""
-        self._folder = identity.private_folder(folder)
+        self._folder = identity.private_folder(settings.runtime_dir)
+        self._database = place(settings)["prefix"]
         self.id = str(uuid.uuid4())
-        self.lock = identity.LifeLock(_life_file(folder, self.id))
+        self.lock = identity.LifeLock(_life_file(self._folder, self.id))
+        # for those of the same database, if nothing else is left of us
+        os.write(self.lock.fd, self._database.encode())
         self._home = (HOST, identity.boot_id(), identity.pid_namespace())
         #: By the boot-time clock: from then on the rows may be somebody else's.
         self.ends = float("inf")
 
     @classmethod
-    def adopt(cls, folder: str, id: str, lock: int, store: Store, seconds: float, ends: float) -> Lease:
+    def adopt(cls, settings: Settings, id: str, lock: int, store: Store, ends: float) -> Lease:
         """Take up the lease of the program that this process was before."""
         lease = object.__new__(cls)
-        lease._folder, lease._store, lease.id, lease.seconds, lease.ends = folder, store, id, seconds, ends
-        lease.lock = identity.LifeLock.adopt(_life_file(folder, id), lock)
+        lease._folder, lease._database = settings.runtime_dir, place(settings)["prefix"]
+        lease._store, lease.id, lease.seconds, lease.ends = store, id, settings.lease, ends
+        lease.lock = identity.LifeLock.adopt(_life_file(lease._folder, id), lock)
         lease._home = (HOST, identity.boot_id(), identity.pid_namespace())
         return lease
 
@@ -112,6 +119,7 @@ class Lease:
 
         What the jobs of those of this host have left running is killed before: their jobs may run again at once.
         """
+        found = _life_files(self._folder)
         others = [other for other in self._store.supervisors() if other.id != self.id]
         if any(self._has_ended(other) for other in others):
             survivors.kill_marked()
@@ -120,6 +128,10 @@ class Lease:
         for other in others:
             if other.id in gone:
                 identity.LifeLock.discard(_life_file(self._folder, other.id))
+        # of who was killed before it was registered: nobody else asks for it
+        for path in found - {_life_file(self._folder, other.id) for other in others}:
+            if _database_of(path) == self._database:
+                identity.LifeLock.free(path, discard=True)
 
     def _has_ended(self, other: SupervisorRow) -> bool:
         """Say whether its process is known to be gone; others of its family may be left."""
@@ -142,4 +154,19 @@ class Lease:
 
 
 def _life_file(folder: str, supervisor: str) -> str:
-    return os.path.join(folder, f"{supervisor}.life")
+    return os.path.join(folder, supervisor + _LIFE)
+
+
+def _life_files(folder: str) -> set[str]:
+    try:
+        return {os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(_LIFE)}
+    except OSError:  # somebody has removed it
+        return set()
+
+
+def _database_of(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read(200)
+    except (OSError, ValueError):
+        return ""

@@ -98,7 +98,7 @@ class Renewal:
         # hold the new lock
         self.supervisor.foundry.kill_all()
         self.supervisor.lease.lock.remove()
-        self.supervisor.lease = Lease(self.supervisor.settings.runtime_dir)
+        self.supervisor.lease = Lease(self.supervisor.settings)
         self.log.emit("supervisor.lost_lease", busy=lost, supervisor=self.supervisor.lease.id)
         self.renew_at = 0.0
 

@@ -106,7 +106,7 @@ class Supervisor:
         self.upgrade = Upgrade(self)
         self.molds = self.foundry.molds
         if before is None:
-            self.lease = Lease(self.settings.runtime_dir)
+            self.lease = Lease(self.settings)
         else:
             handover.adopt(self, before.state)
         try:

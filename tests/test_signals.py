@@ -5,9 +5,11 @@ Every case ends by asking what is left: rows, exit status, processes, files.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -226,6 +228,25 @@ def test_kill_the_supervisor_while_jobs_run(bed: Bed) -> None:
     supervisor.wait_log("3 jobs of a dead supervisor are taken back", LONG)
     bed.check_history(ids)
     bed.stop(supervisor)
+
+
+def test_kill_a_supervisor_that_is_not_registered_yet(sqlite_bed: Bed) -> None:
+    """Nobody but the next one of the same database would ever remove its life file."""
+    bed = sqlite_bed
+    with contextlib.closing(sqlite3.connect(bed.database[10:], isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        killed = bed.start(ready=False)
+        (left,) = wait_until(lambda: [*bed.runtime.glob("*.life")])
+        wait_until(left.read_text)
+        killed.signal(signal.SIGKILL)
+        killed.wait_gone()
+    assert bed.store.supervisors() == []
+    (bed.runtime / "of-another-database.life").write_text("forkrunner-0123456789abcdef")
+    process = bed.start()
+    wait_until(lambda: not left.exists(), message=f"{left} to be removed")
+    assert len([*bed.runtime.glob("*.life")]) == 2
+    (bed.runtime / "of-another-database.life").unlink()
+    bed.stop(process)
 
 
 def test_kill_the_mold_while_jobs_run(bed: Bed) -> None:
