@@ -129,6 +129,10 @@ class Servers:
         self._forget()
         return bool(ended)
 
+    def has_lone(self) -> bool:
+        """Say whether a web process without a master is there."""
+        return any(client.master is None for client in self.clients.values())
+
     def drop_masters(self) -> None:
         self.masters.clear()
         self._forget()
@@ -308,7 +312,11 @@ class Keeper:
             form, daemon_until = hello["log"], now + _DAEMON if hello["forked"] else 0.0
         except (ValueError, KeyError, TypeError):
             return  # another release's, which will speak to its own keeper when this one is gone
-        if not self.servers.add(who, master, daemon_until):
+        # uWSGI's master keeps its pid when it becomes itself anew
+        again = who in self.servers.clients and server not in self.known
+        # of a pool in which each is a program of its own: FastCGI, Passenger
+        pooled = not again and master is None and self.servers.has_lone()
+        if not again and not self.servers.add(who, master, daemon_until):
             return
         self.stop_at = self.idle_at = FOREVER
         if self.command is None:
@@ -324,7 +332,7 @@ class Keeper:
             # a new environment or folder is nothing that a new mold could take over
             self.command, self.why = command, "another folder or environment"
             self.leave()
-        elif server not in self.known:
+        elif server not in self.known and not pooled:
             self.why, self.renew_at = "a web server has started", min(self.renew_at, now + _GATHER)
         else:  # a worker: of new code, if the files say so
             self.renew_at = min(self.renew_at, now + _GATHER)

@@ -149,12 +149,15 @@ def spawn_away(argv: list[str], environment: dict[str, str], folder: str) -> Non
     Raises:
         OSError: no process can be made.
     """
-    actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    # in `os` gevent has put its own, which wait for its loop; during an import that may be for ever
+    import posix
+
+    actions: list[Any] = [(posix.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
     # whatever is inheritable, as some servers' listening sockets are
-    actions += [(os.POSIX_SPAWN_CLOSE, int(name)) for name in os.listdir("/dev/fd") if int(name) > 2]
+    actions += [(posix.POSIX_SPAWN_CLOSE, int(name)) for name in os.listdir("/dev/fd") if int(name) > 2]
     # the shell is our child, and ends at once; it sets a background process to ignore INT and QUIT
     script = 'cd -- "$1" && shift && "$@" &'
-    pid = os.posix_spawn(
+    pid = posix.posix_spawn(
         "/bin/sh",
         ["sh", "-c", script, "sh", folder, *argv],
         environment,
@@ -164,7 +167,7 @@ def spawn_away(argv: list[str], environment: dict[str, str], folder: str) -> Non
         setsigdef=_AS_NEW,
     )
     try:
-        os.waitpid(pid, 0)
+        posix.waitpid(pid, 0)
     except ChildProcessError:  # the server reaps all
         pass
 

@@ -34,6 +34,8 @@ PACKAGES = {
     "postgresql": "initdb",
     "memcached": "memcached",
     "pgbouncer": "pgbouncer",
+    "lighttpd": "lighttpd",
+    "uwsgi-plugin-python3": "uwsgi_python3",
     "chromium-driver": "chromedriver",  # brings chromium of the same version along
 }
 
