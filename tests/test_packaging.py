@@ -298,6 +298,19 @@ def test_every_module_has_a_floor():
     assert {role(module) for module in SOURCES if floor(role(module)) < 0} == set()
 
 
+def test_the_table_of_floors_in_the_architecture_names_every_file():
+    table = re.search(r"^\| floor .*?\n\n", (PACKAGE / "README.md").read_text(), re.M | re.S)
+    assert table is not None
+    named: dict[str, int] = {}
+    number = -1
+    for row in table[0].strip().splitlines()[2:]:
+        title, _, files = (cell.strip() for cell in row.strip("|").split("|"))
+        number += bool(title)
+        named |= dict.fromkeys(re.findall(r"`(\w+)(?:\.py|/)`", files), number)
+    del named["static"]
+    assert named == {name: floor(name) for name in map(role, SOURCES) if name != "__main__"}
+
+
 @pytest.mark.parametrize("module", SOURCES)
 def test_no_module_imports_from_a_higher_floor(module):
     """But for `Runner.wsgi`, which leads from what people have in their hands to the door."""
