@@ -29,6 +29,7 @@ __all__ = [
     "TargetError",
     "Task",
     "TaskNotFound",
+    "UserError",
     "WaitTimeout",
     "current_job",
     "progress",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from forkrunner.errors import StoreUnavailable as StoreUnavailable
     from forkrunner.errors import TargetError as TargetError
     from forkrunner.errors import TaskNotFound as TaskNotFound
+    from forkrunner.errors import UserError as UserError
     from forkrunner.errors import WaitTimeout as WaitTimeout
     from forkrunner.handle import Job as Job
     from forkrunner.job import Outcome as Outcome

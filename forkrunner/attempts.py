@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from . import clock, temporary
-from .job import Attempt, Ending, Outcome, Policy, after
+from .job import Attempt, Ending, Outcome, Policy, after, user_sentence
 from .lease import HOST
 from .molds import FOREVER, Stage
 from .tasks import LIMITS
@@ -143,11 +143,13 @@ class Attempts:
             output_bytes=facts.get("output_bytes"),
             steps=msgspec.json.encode(facts["steps"]).decode() if "steps" in facts else None,
         )
-        retry, cursor = facts.get("retry", True), facts.get("cursor")
+        retry, cursor, user = facts.get("retry", True), facts.get("cursor"), facts.get("user", False)
         output = None
         if length := facts.get("output"):  # it stands behind the result
             body, output = body[:-length], body[-length:].decode("utf-8", "replace")
-        self.keep(attempt, claim, run.options, retry=retry, result=body, cursor=cursor, output=output)
+        self.keep(
+            attempt, claim, run.options, retry=retry, result=body, cursor=cursor, output=output, user=user
+        )
 
     def refused(self, mold: Mold, header: dict[str, Any]) -> None:
         """Give a job back that a mold could not fork for; it counts as nothing."""
@@ -182,8 +184,9 @@ class Attempts:
         result: bytes = b"",
         cursor: str | None = None,
         output: str | None = None,
+        user: bool = False,
     ) -> Ending:
-        """Keep an ending until it is written."""
+        """Keep an ending until it is written; `user`: the task has raised a UserError."""
         done = attempt.outcome is Outcome.DONE
         policy = _ANY_POLICY if done else Policy.of(options)
         then = after(attempt.outcome, tries=claim.tries, crashes=claim.crashes, policy=policy, retry=retry)
@@ -191,7 +194,8 @@ class Attempts:
             text = result.decode("utf-8", "replace")
             ending = Ending(attempt, then, claim.task, result=text, output=output)
         else:
-            ending = Ending(attempt, then, claim.task, error=attempt.sentence(), cursor=cursor, output=output)
+            error = user_sentence(attempt.error_message or "") if user else attempt.sentence()
+            ending = Ending(attempt, then, claim.task, error=error, cursor=cursor, output=output)
         self.endings.append(ending)
         self.ended_count += 1
         if self.write_at == FOREVER:

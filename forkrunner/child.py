@@ -15,7 +15,7 @@ from os import getpid, write
 
 from . import channel, limits
 from .current import current
-from .errors import LeaveJob
+from .errors import LeaveJob, UserError
 from .hooks import run_before_exit
 from .process import Reserved, flush_all, leave, show_title, title_bytes
 from .progress import end as end_progress
@@ -246,6 +246,8 @@ def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, An
         report |= {"outcome": "over_memory", "error_message": breach}
     elif isinstance(error, Exception):
         report["retry"] = task.retryable(error)
+        if isinstance(error, UserError):
+            report["user"] = True
         if breach:
             report["error_message"] += f" ({breach})"
     report["traceback"] = _traceback_of(error)

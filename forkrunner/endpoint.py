@@ -9,7 +9,7 @@ What always holds:
 
 1. While a job has progress, no statement is sent. A job that does not exist, that the caller may not see, or whose id is
    none, costs the same look at both places as one that waits, and gives the same 404.
-2. Of a failure a user of the web site gets one sentence, `public_error`, and never what was raised.
+2. Of a failure a user of the web site gets one sentence, `public_error`, and never what was raised, unless it was a UserError.
 3. Long polls hold at most `long_polls` threads of a process; who comes in addition is answered at once.
 """
 
@@ -51,8 +51,9 @@ _NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 def public_error(view: View) -> str:
-    """Say to a user of the web site why a job is not done: the one place for these words."""
-    return "This could not be completed because of an error."
+    """Say to a user of the web site why a job is not done: the task's own words if it has raised a UserError."""
+    said: str | None = view.get("error")
+    return said or "This could not be completed because of an error."
 
 
 def poll_after(view: View) -> int | None:

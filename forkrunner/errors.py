@@ -15,6 +15,9 @@ ForkrunnerError
     ├── StoreUnavailable       .busy              away, silent, locked: the same call may work later
     └── SchemaError                               tables are missing, older or newer than this release
 
+Exception
+└── UserError                                     not raised by forkrunner: what a task says to who waits for it
+
 BaseException
 └── LeaveJob                                      not an error: how safe_point leaves a task
 
@@ -87,6 +90,15 @@ class StoreUnavailable(StoreError):
 
 class SchemaError(StoreError):
     """The tables are missing, older or newer than this release needs."""
+
+
+class UserError(Exception):
+    """What a task raises to tell whoever waits for it, in words for them: "This is no tracking file".
+
+    Its text, and that of subclasses, reaches the progress endpoint as it is, up to 2,000 bytes of it; of all other
+    exceptions a user of the web site gets a neutral sentence. The job is failed at once, without another try, unless the
+    task's `retry_for` names UserError or a subclass.
+    """
 
 
 class LeaveJob(BaseException):

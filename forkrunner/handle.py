@@ -108,6 +108,14 @@ class Job(Generic[R]):
         return self._row().error
 
     @property
+    def user_error(self) -> str | None:
+        """What its task has said to its users by a UserError; None if it has not failed by one."""
+        from .job import State, user_error
+
+        row = self._row()
+        return user_error(row.error) if row.state is State.FAILED else None
+
+    @property
     def attempts(self) -> tuple[Attempt, ...]:
         """The attempts that have ended, the first one first."""
         return self._row().attempts

@@ -219,6 +219,23 @@ class Attempt:
         return f"{self.outcome.replace('_', ' ')}: {message}"
 
 
+#: Begins the `error` of a job whose task has raised a UserError; nothing else does, since the types of exceptions that
+#: are not Python's own are named with their modules.
+_BY_USER_ERROR = "UserError: "
+
+
+def user_sentence(text: str) -> str:
+    """Return the `error` of a job that has failed by a UserError of this text."""
+    return _BY_USER_ERROR + text
+
+
+def user_error(error: str | None) -> str | None:
+    """Return the text of the UserError behind a job's `error`: fit for users, word for word. None: it was none, or said nothing."""
+    if error is None or not error.startswith(_BY_USER_ERROR):
+        return None
+    return error.removeprefix(_BY_USER_ERROR) or None
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A row that this supervisor has just marked busy: what a child needs to run it."""

@@ -34,7 +34,8 @@ _JOB = {
     "required": list(_PROPERTIES),
     "properties": {
         **_PROPERTIES,
-        "error": {"type": "string", "description": "Why it failed, in one sentence for users."},
+        "error": {"type": "string", "description": "Why it failed, in words for users."},
+        "user_error": {"const": True, "description": "`error` is what the task itself has said (UserError)."},
         "result_url": {"type": "string", "description": "Where the result of a job that is done is."},
         "poll_after_ms": _POLL_AFTER,
     },

@@ -10,7 +10,14 @@ import json
 import re
 
 from forkrunner import arguments, units
-from forkrunner.errors import ArgumentError, ConfigError, EnqueueError, ForkrunnerError, TaskNotFound
+from forkrunner.errors import (
+    ArgumentError,
+    ConfigError,
+    EnqueueError,
+    ForkrunnerError,
+    TaskNotFound,
+    UserError,
+)
 from forkrunner.redaction import SECRET_NAMES
 
 TYPE_CHECKING = False
@@ -457,6 +464,10 @@ class Task(Generic[P, R]):
         """Say whether another try may follow this exception; `give_up_on` has the last word."""
         if isinstance(error, ArgumentError) and error.facts.get("task") == self.name:
             return False  # the row will not fit next time either
+        if isinstance(error, UserError):
+            # to be an Exception is not enough: what was said to a user would be taken back
+            named = tuple(kind for kind in self.retry_for if issubclass(kind, UserError))
+            return isinstance(error, named) and not isinstance(error, self.give_up_on)
         return isinstance(error, self.retry_for) and not isinstance(error, self.give_up_on)
 
 

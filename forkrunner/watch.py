@@ -4,6 +4,8 @@ Used by web servers, the command line and `Runner.progress`. What it returns is 
 
     id, state, fraction, message, detail, attempt, position, started_at, updated_at, eta_seconds
 
+and of a job that has failed by a UserError the text of that as `error`, with `user_error` true.
+
 `fraction` is 0…1, or None where nobody knows; `position` is the number of jobs that start before a pending one (counted up to
 1000); times are ISO 8601 in UTC; `eta_seconds` are from `updated_at` on.
 
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import clock
 from .errors import StoreUnavailable
-from .job import ENDED, State
+from .job import ENDED, State, user_error
 
 if TYPE_CHECKING:
     from .job import Standing
@@ -128,6 +130,8 @@ def _of_entry(id: str, entry: Entry) -> View:
 
 
 def _of_row(row: Standing) -> View:
+    said = user_error(row.error) if row.state is State.FAILED else None
+    by_user = {} if said is None else {"error": said, "user_error": True}
     return {
         "id": row.id,
         "state": str(row.state),
@@ -139,6 +143,7 @@ def _of_row(row: Standing) -> View:
         "started_at": _iso(row.started_at),
         "updated_at": _iso(row.finished_at or row.started_at or row.created_at),
         "eta_seconds": None,
+        **by_user,
     }
 
 

@@ -140,8 +140,7 @@ def test_a_file_that_cannot_be_converted_ends_with_a_sentence(desk):
     desk.upload("broken.txt")
     desk.wait("failed")
     desk.shoot("failed")
-    assert desk.text == "This could not be completed because of an error."
-    assert "nan" not in desk.driver.page_source
+    assert desk.text == "broken.txt:9: expected y to be a number, got '-nan'"
 
 
 def test_the_bar_is_back_after_a_restart_of_the_server(desk):
@@ -271,6 +270,25 @@ def test_a_result_is_linked_only_where_its_url_is_one_of_the_web(desk):
         desk.element,
     )
     assert links == [0, 0, 1]
+
+
+def test_what_a_failed_job_says_is_text_and_other_words_are_for_other_failures(desk):
+    desk.upload("pan.pftrack4.2dt")
+    desk.wait("queued")
+    hostile = '<img src=x onerror="document.title=1"> & </span>'
+    texts = desk.driver.execute_script(
+        """
+        const [element, error] = arguments;
+        element.dataset.failed = "Fehlgeschlagen";
+        return [{error, user_error: true}, {error}].map((said) => {
+            element.show({state: "failed", fraction: null, ...said});
+            return [element.querySelector("[role=status]").textContent, element.querySelectorAll("img").length];
+        });
+        """,
+        desk.element,
+        hostile,
+    )
+    assert texts == [[hostile, 0], ["Fehlgeschlagen", 0]]
 
 
 def test_the_script_is_small():

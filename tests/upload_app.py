@@ -53,7 +53,8 @@ def upload(request: Request) -> Response:
     name, sent = token_hex(8), request.files["source"]
     sent.save(FILES / f"{name}.txt")
     seconds = float(request.form["seconds"])
-    job = convert.enqueue(FILES / f"{name}.txt", "nuke", FILES / f"{name}.nk", demo_seconds=seconds)
+    source, result = FILES / f"{name}.txt", FILES / f"{name}.nk"
+    job = convert.enqueue(source, "nuke", result, name=Path(sent.filename or "").name, demo_seconds=seconds)
     return redirect(f"/watch/{job.id}?name={Path(sent.filename or '').name}")
 
 

@@ -6,15 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from forkrunner import Runner, progress
+from forkrunner import Runner, UserError, progress
 from trackconvert import conversion
 from trackconvert.model import ImageSize, TrackFileError
 
 runner = Runner()
 
 
-# a file that cannot be read is not better at the second try
-@runner.task(give_up_on=(TrackFileError,))
+@runner.task
 def convert(
     source: Path,
     target: str,
@@ -36,7 +35,11 @@ def convert(
         progress(fraction, message)
         time.sleep(max(0.0, start + demo_seconds * fraction - time.monotonic()))
 
-    done = conversion.convert(source, target, output, ImageSize(width, height), report, name)
+    try:
+        done = conversion.convert(source, target, output, ImageSize(width, height), report, name)
+    except TrackFileError as error:
+        # file, line and reason are for whoever has sent the file; and it is not better at the second try
+        raise UserError(str(error)) from error
     return {
         "output": str(done.output),
         "source_format": done.source_format,

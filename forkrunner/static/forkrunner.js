@@ -114,9 +114,9 @@ export class Progress extends (globalThis.HTMLElement ?? class {}) {
     });
   }
 
-  say(state, words, detail = "") {
+  say(state, words, detail = "", own) {
     this.setAttribute("state", state);
-    const text = this.dataset[state] ?? words;
+    const text = own ?? this.dataset[state] ?? words;
     // the same words again would be read again
     if (this.status.textContent !== text) this.status.textContent = text;
     this.detail.textContent = detail;
@@ -139,7 +139,7 @@ export class Progress extends (globalThis.HTMLElement ?? class {}) {
       this.say("running", "Running", parts.filter(Boolean).join(" · "));
     } else if (state === "pending") {
       this.say("queued", "Waiting", ahead ? `${ahead} ahead` : "next");
-    } else this.say(state, job.error ?? state[0].toUpperCase() + state.slice(1));
+    } else this.say(state, job.error ?? state[0].toUpperCase() + state.slice(1), "", job.user_error ? job.error : null);
     if (job.result_url) {
       this.link = page.createElement("a");
       this.link.href = job.result_url;

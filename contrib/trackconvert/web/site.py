@@ -40,7 +40,7 @@ from werkzeug.wrappers import Request, Response
 
 from forkrunner import Runner, StoreError
 from forkrunner.wsgi import progress_app
-from trackconvert import FORMATS, ImageSize, TrackFileError
+from trackconvert import FORMATS, ImageSize
 from trackconvert.web.conversions import KEPT, Conversion, Conversions, Upload
 from trackconvert.web.pages import Pages
 from trackconvert.web.words import display_name, refusal, result_name
@@ -57,9 +57,6 @@ MOST_FILES = 20
 _READ_ANYWAY = 8 * LARGEST_UPLOAD
 #: Conversions on the first page.
 _LISTED = 20
-
-#: The type of what the converter raises of a file that it cannot read, as forkrunner has it on record.
-_REFUSAL = f"{TrackFileError.__module__}.{TrackFileError.__qualname__}"
 
 _COOKIE = "trackconvert"
 _SESSION = re.compile("[A-Za-z0-9_-]{43}")
@@ -220,8 +217,8 @@ class Site:
         job = self._runner.get(found.job_id) if card["state"] in ("done", "failed") else None
         attempt = job.attempts[-1] if job and job.attempts else None
         line, reason = None, None
-        if card["state"] == "failed" and attempt and attempt.error_type == _REFUSAL:
-            line, reason = refusal(found.name, attempt.error_message or "")
+        if job and job.user_error:
+            line, reason = refusal(found.name, job.user_error)
         return self._page(
             visit,
             "conversion.html",
