@@ -10,10 +10,7 @@ Always true between two lines of the loop:
 (1) it holds the lock, so there is no second one;
 (2) there is at most one supervisor that is not stopping;
 (3) whoever keeps it alive is known by pid and start time, and watched by a pidfd: a reused pid or an inherited
-    descriptor prolongs nothing.
-
-A web server lives as long as its master: whose worker has ended may be starting another. Where there is no master,
-each web process counts for itself.
+    descriptor prolongs nothing (webservers.py).
 """
 
 from __future__ import annotations
@@ -23,13 +20,14 @@ import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from . import clock, identity, process
 from .changes import Changes
 from .events import Log
 from .lifeline import VARIABLE, names, send
 from .progress import place
+from .webservers import Servers, Who
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -60,106 +58,6 @@ SIGNALS: dict[int, str] = {
     signal.SIGHUP: "on_reload",
     signal.SIGCHLD: "on_child",
 }
-
-
-class Who(NamedTuple):
-    """One process, for ever."""
-
-    pid: int
-    ticks: int | None
-
-    @property
-    def alive(self) -> bool:
-        return self.ticks is not None and identity.start_ticks(self.pid) == self.ticks
-
-
-class Client:
-    """One web process."""
-
-    __slots__ = ("daemon_until", "master")
-
-    def __init__(self, master: Who | None, daemon_until: float) -> None:
-        self.master = master
-        #: If its master ends before, it was none.
-        self.daemon_until = daemon_until
-
-
-class Servers:
-    """Which web processes there are. Watches them; decides nothing."""
-
-    def __init__(self, poll: process.Poll) -> None:
-        self._poll = poll
-        self._fds: dict[Who, int] = {}
-        self.clients: dict[Who, Client] = {}
-        self.masters: set[Who] = set()
-
-    @property
-    def serving(self) -> bool:
-        """Whether a web server lives."""
-        return bool(self.masters) or bool(self.clients)
-
-    @property
-    def blind(self) -> bool:
-        """Whether the kernel does not tell of their end."""
-        return -1 in self._fds.values()
-
-    def add(self, who: Who, master: Who | None, daemon_until: float) -> bool:
-        """Take note of a web process; False if it is known, or gone."""
-        if who in self.clients or not self._watch(who):
-            return False
-        if master is not None and self._watch(master):
-            self.masters.add(master)
-        else:
-            master = None
-        self.clients[who] = Client(master, daemon_until)
-        return True
-
-    def bury(self, ready: set[int], now: float) -> bool:
-        """Forget those that have ended; False if there is none."""
-        ended = [who for who, fd in self._fds.items() if (fd in ready if fd >= 0 else not who.alive)]
-        for who in ended:
-            self.clients.pop(who, None)
-            self.masters.discard(who)
-        for who, client in list(self.clients.items()):
-            if client.master in ended:
-                if now < client.daemon_until:
-                    client.master = None
-                else:  # a worker without its master ends soon, and nobody waits for it
-                    del self.clients[who]
-        self._forget()
-        return bool(ended)
-
-    def has_lone(self) -> bool:
-        """Say whether a web process without a master is there."""
-        return any(client.master is None for client in self.clients.values())
-
-    def drop_masters(self) -> None:
-        self.masters.clear()
-        self._forget()
-
-    def _watch(self, who: Who) -> bool:
-        if who in self._fds:
-            return True
-        try:
-            fd = process.watch_process(who.pid)
-        except ProcessLookupError:
-            return False
-        if not who.alive:  # the pid is somebody else's now
-            if fd >= 0:
-                os.close(fd)
-            return False
-        if fd >= 0:
-            self._poll.watch(fd)
-        self._fds[who] = fd
-        return True
-
-    def _forget(self) -> None:
-        """Watch no longer whoever does not count."""
-        for who in self._fds.keys() - self.clients.keys() - self.masters:
-            fd = self._fds.pop(who)
-            if fd >= 0:
-                self._poll.forget(fd)
-                os.close(fd)
 
 
 class Keeper:

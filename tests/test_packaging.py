@@ -135,7 +135,7 @@ FLOORS = [
         "watch",
     }
     | {"attempts", "hearing", "orders", "renewal", "rows", "waking", "wishes"}
-    | {"hooks", "safety", "loglines", "lifeline", "keeper", "alongside"},
+    | {"hooks", "safety", "loglines", "lifeline", "keeper", "webservers", "alongside"},
     {"cli", "commands", "invocation", "terminal", "bars", "logs", "testing", "__main__"}
     | {"wsgi", "endpoint", "asgi", "openapi"},
 ]
