@@ -14,16 +14,21 @@ __all__ = [
     "ConfigError",
     "CursorError",
     "EnqueueError",
+    "FileError",
+    "FileMissing",
     "ForkrunnerError",
+    "InputFile",
     "Job",
     "JobNotFound",
     "JobStateError",
     "LeaveJob",
     "Outcome",
+    "OutputFile",
     "Runner",
     "SchemaError",
     "Secret",
     "State",
+    "StorageError",
     "StoreError",
     "StoreUnavailable",
     "TargetError",
@@ -46,17 +51,22 @@ if TYPE_CHECKING:
     from forkrunner.errors import ConfigError as ConfigError
     from forkrunner.errors import CursorError as CursorError
     from forkrunner.errors import EnqueueError as EnqueueError
+    from forkrunner.errors import FileError as FileError
+    from forkrunner.errors import FileMissing as FileMissing
     from forkrunner.errors import ForkrunnerError as ForkrunnerError
     from forkrunner.errors import JobNotFound as JobNotFound
     from forkrunner.errors import JobStateError as JobStateError
     from forkrunner.errors import LeaveJob as LeaveJob
     from forkrunner.errors import SchemaError as SchemaError
+    from forkrunner.errors import StorageError as StorageError
     from forkrunner.errors import StoreError as StoreError
     from forkrunner.errors import StoreUnavailable as StoreUnavailable
     from forkrunner.errors import TargetError as TargetError
     from forkrunner.errors import TaskNotFound as TaskNotFound
     from forkrunner.errors import UserError as UserError
     from forkrunner.errors import WaitTimeout as WaitTimeout
+    from forkrunner.files import InputFile as InputFile
+    from forkrunner.files import OutputFile as OutputFile
     from forkrunner.handle import Job as Job
     from forkrunner.job import Outcome as Outcome
     from forkrunner.job import State as State
@@ -67,8 +77,10 @@ if TYPE_CHECKING:
 
 #: Where the names are that are not errors.
 _HOMES = {
+    "InputFile": "files",
     "Job": "handle",
     "Outcome": "job",
+    "OutputFile": "files",
     "Runner": "runner",
     "Secret": "secret",
     "State": "job",

@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from . import clock, revision
 from .database import Database
 from .errors import StoreError
+from .filerows import FileRows
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 from .statements import Statements
@@ -40,6 +41,7 @@ class Access:
         self.role = role
         self._database: Database = kind(parsed, role, timeout)
         self._statements = Statements(self._database)
+        self._files = FileRows(self._database)
         self._transactions = Transactions(self._database, role)
 
     def __repr__(self) -> str:

@@ -117,6 +117,8 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int], watch: W
     run_before_fork(runner.hooks.before_fork, boot["target"], watch)
     for task in runner.tasks.values():
         task.prepare()
+    if any(task.takes_files for task in runner.tasks.values()):
+        from . import storage  # noqa: F401 - to be there when the job starts
     reserved = process.Reserved(fixed=2)
     place = Place(runner, reserved)
     shared = [fd for fd, _ in process.sockets_and_databases() if fd not in keep]

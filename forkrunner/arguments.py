@@ -19,7 +19,7 @@ import json
 import re
 import sys
 
-from forkrunner.errors import ArgumentError, ConfigError, ForkrunnerError
+from forkrunner.errors import ArgumentError, ConfigError, FileError, ForkrunnerError
 from forkrunner.redaction import MARK, SECRET_NAMES, holds_secret, is_secret
 
 TYPE_CHECKING = False
@@ -27,11 +27,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Any, Protocol
 
-    class Kind(Protocol):
-        """What a parameter takes: `dump` makes JSON of a value, `load` is its inverse; both raise Misfit."""
+    from forkrunner.filing import Files
 
-        def dump(self, value: Any) -> Any: ...
-        def load(self, wire: Any) -> Any: ...
+    class Kind(Protocol):
+        """What a parameter takes: `dump` makes JSON of a value, `load` is its inverse; both raise Misfit.
+
+        `files` stores the files in the value, and fetches them.
+        """
+
+        def dump(self, value: Any, files: Files | None = None, /) -> Any: ...
+        def load(self, wire: Any, files: Files | None = None, /) -> Any: ...
 
 
 #: Of the whole text: the object that holds the arguments counts as one.
@@ -228,12 +233,12 @@ class Plain:
                 names.append(f"list[{inner}]" if kind is list else f"dict[str, {inner}]")
         return " | ".join(names)
 
-    def dump(self, value: Any) -> Any:
+    def dump(self, value: Any, files: Files | None = None) -> Any:
         self.load(value)
         check_json(value, depth=1)
         return value
 
-    def load(self, wire: Any) -> Any:
+    def load(self, wire: Any, files: Files | None = None) -> Any:
         try:
             return self._fit(wire)
         except Misfit as misfit:
@@ -379,6 +384,10 @@ class Signature:
             if secret is not None and resolved is secret.Secret:
                 kind: Kind = secret.KIND
                 return kind
+            if hasattr(resolved, "forkrunner_file"):
+                from forkrunner.filing import FileKind
+
+                return FileKind(resolved)
             from forkrunner.typed import Typed
 
             return Typed(note, self._function.__globals__)
@@ -398,6 +407,12 @@ class Signature:
             value=shown,
             source=None,
         )
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether there is an InputFile anywhere in its parameters. Raises ConfigError, as `kinds`."""
+        # without that module nobody has named one
+        return "forkrunner.files" in sys.modules and any(map(_has_files, self.kinds.values()))
 
     # ------------------------------------------------------------------------- names
 
@@ -432,25 +447,39 @@ class Signature:
 
     # ------------------------------------------------------------------------- values
 
-    def dump(self, args: Sequence[Any], kwargs: Mapping[str, Any], limit: int = ARGUMENT_LIMIT) -> str:
+    def dump(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        limit: int = ARGUMENT_LIMIT,
+        files: Files | None = None,
+    ) -> str:
         """Return the arguments of a call as JSON text of at most `limit` bytes.
 
-        Raises ArgumentError.
+        Raises ArgumentError; StorageError when files in them cannot be stored.
         """
         wire = {}
-        for name, value in self.bind(args, kwargs).items():
+        values = list(self.bind(args, kwargs).items())
+        if files is not None:
+            # no file is read for a call that is wrong in another argument
+            values.sort(key=lambda item: _has_files(self._kind(item[0])))
+        for name, value in values:
             kind = self._kind(name)
+            if files is not None:
+                files.begin(f"arguments.{name}")
             try:
                 check_json(name)
-                wire[name] = kind.dump(value)
+                wire[name] = kind.dump(value, files)
+            except FileError as error:
+                raise self._error(name, f"argument {name!r}: {error}") from error
             except Misfit as misfit:
                 raise self._misfit(name, value, kind, misfit) from None
         return seal(wire, self.task, limit)
 
-    def load(self, text: str) -> tuple[list[Any], dict[str, Any]]:
+    def load(self, text: str, files: Files | None = None) -> tuple[list[Any], dict[str, Any]]:
         """Return what to call the function with: positional arguments, and the others by name.
 
-        Raises ArgumentError, in the same words as `dump`: a row may be written by other, or older, code.
+        Raises ArgumentError, in the same words as `dump`: a row may be written by other, or older, code. StorageError.
         """
         try:
             wire = parse(text)
@@ -460,8 +489,10 @@ class Signature:
         values = {}
         for name, value in wire.items():
             kind = self._kind(name)
+            if files is not None:
+                files.begin(f"arguments.{name}")
             try:
-                values[name] = kind.load(value)
+                values[name] = kind.load(value, files)
             except Misfit as misfit:
                 raise self._misfit(name, value, kind, misfit) from None
         by_position = []
@@ -506,26 +537,38 @@ def seal(wire: Mapping[str, Any], task: str, limit: int) -> str:
     return text
 
 
-def dump_named(task: str, arguments: Mapping[str, Any], limit: int = ARGUMENT_LIMIT) -> str:
-    """Return arguments for a task that is known by name only: JSON types, nothing converted.
+def dump_named(
+    task: str, arguments: Mapping[str, Any], limit: int = ARGUMENT_LIMIT, files: Files | None = None
+) -> str:
+    """Return arguments for a task that is known by name only: JSON types, nothing converted but files.
 
-    Raises ArgumentError.
+    Raises ArgumentError, StorageError.
     """
-    for name, value in arguments.items():
+    wire = dict(arguments)
+    for name, value in wire.items():
         try:
             if not isinstance(name, str):
                 raise Misfit("expected names of type str")
             check_json(name)
+            if files is not None:
+                files.begin(f"arguments.{name}")
+                wire[name] = value = files.put_all(value)
             check_json(value, depth=1)
-        except Misfit as misfit:
+        except (Misfit, FileError) as misfit:
             raise ArgumentError(f"{task}(): argument {name!r}: {misfit}", task=task, argument=name) from None
-    return seal(arguments, task, limit)
+    return seal(wire, task, limit)
 
 
-def dump_result(value: Any, task: str, limit: int) -> str:
+def _has_files(kind: Kind) -> bool:
+    found: bool = getattr(kind, "has_files", False)
+    return found
+
+
+def dump_result(value: Any, task: str, limit: int, files: Files | None = None) -> str:
     """Return what a task returned as JSON text of at most `limit` bytes, whatever its annotation says.
 
-    Raises ForkrunnerError with `task`: changing the value silently would be worse.
+    Raises ForkrunnerError with `task`: changing the value silently would be worse. FileError and StorageError when the
+    files in it cannot be stored.
     """
     try:
         try:
@@ -534,7 +577,7 @@ def dump_result(value: Any, task: str, limit: int) -> str:
             # it may be a typed value, a dataclass say; only now is the library for those needed
             from forkrunner.typed import builtins
 
-            value = builtins(value)
+            value = builtins(value, files)
             check_json(value, pairs=True)
         text = to_json(value)
     except Misfit as misfit:

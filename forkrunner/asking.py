@@ -20,7 +20,7 @@ from .access import Access
 from .batches import LIMITS, clean, new_row, pack
 from .callers import begin, connection_of, make_beside
 from .errors import EnqueueError, JobNotFound, JobStateError
-from .job import Attempt, New, Outcome, Row, Standing, State
+from .job import Attempt, File, New, Outcome, Row, Standing, State
 from .schema import jobs
 from .statements import CHANNEL, JOB, WISH
 
@@ -49,7 +49,8 @@ class Asking(Access):
         """
         if not rows:
             return
-        single = len(rows) <= _CHUNK
+        files = [file for row in rows for file in row.files]
+        single = len(rows) <= _CHUNK and not files
         notify = self.notify and not self._database.makes_itself
         statement = self._statements.enqueue_and_notify if notify else self._statements.enqueue
         try:
@@ -65,6 +66,8 @@ class Asking(Access):
             moment = self._moment(now)
             for batch in batches:
                 connection.execute(statement, {"batch": batch, "now": moment})
+            if files:
+                self._files.insert(connection, files)
 
         if connection is None:
             # one statement is its own transaction: one round trip
@@ -108,6 +111,19 @@ class Asking(Access):
             lambda connection: connection.execute(self._statements.output_of, parameters).scalar()
         )
         return None if found is None else str(found)
+
+    def files(self, id: str) -> builtins.list[File]:
+        """Return the files of a job: those of its arguments, then those of its result."""
+        job = _id(id)
+        return self._transactions.read(lambda connection: self._files.of_job(connection, job))
+
+    def file(self, token: str) -> File | None:
+        """Return the file of a result that may be downloaded with this token; None if there is none."""
+        return self._transactions.read(lambda connection: self._files.with_token(connection, token))
+
+    def note(self, name: str) -> str | None:
+        """Return what this installation knows of itself by a name; None if nothing."""
+        return self._transactions.read(lambda connection: self._files.note(connection, name))
 
     def list(
         self, *, state: str | None = None, queue: str | None = None, task: str | None = None, limit: int = 50
@@ -202,6 +218,7 @@ class Asking(Access):
         def work(connection: Connection) -> None:
             if connection.execute(self._statements.retry, parameters).scalar() is None:
                 raise self._wrong_state(connection, id, "retried", "done, failed or cancelled")
+            self._files.drop_results(connection, _id(id))
             self._wake(connection)
 
         self._transactions.run(work)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from . import clock, temporary
-from .job import Attempt, Ending, Outcome, Policy, after, user_sentence
+from .job import Attempt, Ending, File, Outcome, Policy, after, user_sentence
 from .lease import HOST
 from .molds import FOREVER, Stage
 from .tasks import LIMITS
@@ -147,8 +147,17 @@ class Attempts:
         output = None
         if length := facts.get("output"):  # it stands behind the result
             body, output = body[:-length], body[-length:].decode("utf-8", "replace")
+        files = tuple(File(claim.id, **file) for file in facts.get("files", ()))
         self.keep(
-            attempt, claim, run.options, retry=retry, result=body, cursor=cursor, output=output, user=user
+            attempt,
+            claim,
+            run.options,
+            retry=retry,
+            result=body,
+            cursor=cursor,
+            output=output,
+            user=user,
+            files=files,
         )
 
     def refused(self, mold: Mold, header: dict[str, Any]) -> None:
@@ -185,6 +194,7 @@ class Attempts:
         cursor: str | None = None,
         output: str | None = None,
         user: bool = False,
+        files: tuple[File, ...] = (),
     ) -> Ending:
         """Keep an ending until it is written; `user`: the task has raised a UserError."""
         done = attempt.outcome is Outcome.DONE
@@ -192,7 +202,7 @@ class Attempts:
         then = after(attempt.outcome, tries=claim.tries, crashes=claim.crashes, policy=policy, retry=retry)
         if done:
             text = result.decode("utf-8", "replace")
-            ending = Ending(attempt, then, claim.task, result=text, output=output)
+            ending = Ending(attempt, then, claim.task, result=text, output=output, files=files)
         else:
             error = user_sentence(attempt.error_message or "") if user else attempt.sentence()
             ending = Ending(attempt, then, claim.task, error=error, cursor=cursor, output=output)

@@ -125,7 +125,7 @@ def pack(rows: list[dict[str, Any]]) -> str:
 
 def is_large(ending: Ending) -> bool:
     """Say whether some of it goes in a statement of its own."""
-    return ending.output is not None or len(ending.result or "") > LARGE
+    return ending.output is not None or bool(ending.files) or len(ending.result or "") > LARGE
 
 
 def first_of(endings: Iterable[Ending]) -> list[Ending]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
+    from .filing import Files
     from .runner import Runner
 
     Message = tuple[dict[str, Any], bytes]
@@ -56,6 +57,7 @@ class Place:
         "before_exit",
         "exit",
         "exit_timeout",
+        "files",
         "job_fd",
         "mold",
         "reconnect",
@@ -77,6 +79,8 @@ class Place:
         #: What is to be done before the application's code runs; empty in most molds.
         self.reconnect: list[Callable[[], None]] = []
         self.result_limit = 1 << 20
+        #: Where files come from and go to; None in a rehearsal only.
+        self.files: Files | None = None
         self.after_fork = tuple(runner.hooks.after_fork)
         self.before_exit = tuple(runner.hooks.before_exit)
         #: For all of them together, seconds.
@@ -152,11 +156,12 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable
     try:
         value = _call(place, place.tasks[job["task"]], job, arguments) if bare is None else bare()
         if value is not None or current.told:
-            result = place.tasks[job["task"]].dump_result(value, place.result_limit)
+            result = place.tasks[job["task"]].dump_result(value, place.result_limit, place.files)
             # other words than DONE_WITH_NULL, by which the mold knows that no progress is to be cleared away
-            report = REPORT_MARK + channel.pack_raw(
-                _DONE_AND_TOLD if current.told else _DONE, result.encode()
-            )
+            header = _DONE_AND_TOLD if current.told else _DONE
+            if place.files is not None and place.files.rows:
+                header = _with_files(header, place.files.rows)
+            report = REPORT_MARK + channel.pack_raw(header, result.encode())
     except BaseException as error:  # noqa: BLE001 - how an attempt ends is judged here, and nowhere else
         report = REPORT_MARK + channel.pack(_judge(error, job, place.tasks[job["task"]]))
         error.__traceback__ = None
@@ -184,8 +189,19 @@ def _call(place: Place, task: Any, job: dict[str, Any], arguments: bytes) -> Any
     # not while it is a spare: so an error is that of a job, and its time limit holds
     for hook in place.after_fork:
         hook()
-    args, kwargs = task.load(arguments)
+    if task.takes_files:
+        assert place.files is not None
+        # its mold removes it, with what is in it
+        place.files.folder = job["limits"]["temporary_folder"]
+        args, kwargs = task.load(arguments, place.files)
+        place.files.begin("result")
+    else:
+        args, kwargs = task.load(arguments)
     return task.run(*args, **kwargs)
+
+
+def _with_files(header: bytes, rows: list[dict[str, Any]]) -> bytes:
+    return json.dumps(json.loads(header) | {"files": rows}).encode()
 
 
 def rehearse(place: Place) -> None:

@@ -215,6 +215,14 @@ class Settings:
     )
     result_limit = Setting(kinds.size(1, 2**28), 2**20, "Largest result of a job, as JSON")
     argument_limit = Setting(kinds.size(1, 2**28), 2**20, "Largest arguments of a job, as JSON")
+    storage = Setting(
+        kinds.text("a folder, or a URL that fsspec knows, as s3://BUCKET/FOLDER", "URL", kinds.as_storage),
+        "",
+        "Where the files of jobs are kept; several hosts need one that they share",
+        default_text="beside an SQLite file, as jobs.db-files; else ~/.local/share/forkrunner/DATABASE",
+        secret=True,
+    )
+    file_limit = Setting(kinds.size(1, 2**50), 2**30, "Largest file of a job")
     progress_url = Setting(
         kinds.optional(kinds.text("memcached://HOST:PORT,…", "URL", kinds.as_memcached)),
         None,

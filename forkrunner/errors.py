@@ -9,6 +9,9 @@ ForkrunnerError
 ├── JobNotFound            .id
 ├── JobStateError          .id .state             a cancel or retry that the state does not allow
 ├── CursorError                                   safe_point(cursor): not JSON, or too large
+├── FileError          .file                  a file that cannot be taken: too large, changed meanwhile, no file
+├── StorageError       .place                 where files are kept does not answer, or refuses
+│   └── FileMissing    .sha256                and there it is not
 ├── HandoverError                                a supervisor cannot take over from the one before it
 ├── WaitTimeout            .id .state             Job.wait(timeout=…) ran out
 └── StoreError                                    the database said no
@@ -67,6 +70,18 @@ class JobStateError(ForkrunnerError):
 
 class CursorError(ForkrunnerError):
     """The cursor of a safe point is not JSON, or too large."""
+
+
+class FileError(ForkrunnerError):
+    """This file cannot be taken."""
+
+
+class StorageError(ForkrunnerError):
+    """The storage of files does not answer, or refuses."""
+
+
+class FileMissing(StorageError):
+    """The storage does not have this file."""
 
 
 class HandoverError(ForkrunnerError):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any, Generic, Self
 
+    from .files import StoredFile
     from .job import Attempt, Row, State
     from .runner import Runner
     from .tasks import Duration
@@ -99,8 +100,15 @@ class Job(Generic[R]):
         if text is None:
             return None
         task = self._runner.tasks.get(self._row().task)
-        value: R = json.loads(text) if task is None else task.load_result(text)
+        value: R = json.loads(text) if task is None else task.load_result(text, self._runner.files())
         return value
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """Its files: those of its arguments, then those of its result."""
+        from .files import StoredFile
+
+        return tuple(StoredFile(row, self._runner.storage) for row in self._runner.store.files(self.id))
 
     @property
     def error(self) -> str | None:

@@ -16,6 +16,7 @@ from .molds import FOREVER, Stage, targets_of
 from .progress import Reader
 from .progress import place as progress_place
 from .safety import EFFECTS
+from .storage import locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +93,7 @@ class Hearing:
                 "output_limit": self.supervisor.settings.output_limit,
                 "result_limit": self.supervisor.settings.result_limit,
                 "exit_timeout": self.supervisor.settings.exit_timeout,
+                "storage": self.find_storage(),
                 "cgroup": self.find_groups(),
                 "progress": {key: where[key] for key in ("url", "prefix", "rate", "folder")},
             }
@@ -158,6 +160,13 @@ class Hearing:
         self.progress = Reader(where)
         self.progress.sweep()
         return where
+
+    def find_storage(self) -> tuple[str, int]:
+        """Say where the files of jobs are, and how large one may be."""
+        settings = self.supervisor.settings
+        return locate(
+            settings.storage, settings.database, self.supervisor.foundry.folder
+        ), settings.file_limit
 
     def find_groups(self) -> tuple[str, int]:
         """Look once where control groups can be made.

@@ -237,6 +237,25 @@ def user_error(error: str | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class File:
+    """A file of a job: a row of `forkrunner_files`."""
+
+    job_id: str
+    #: Where it stands: `arguments.source`, `arguments.sources[1]`, `result`, `result[0]`.
+    place: str
+    #: What the storage has it under, hexadecimal.
+    sha256: str
+    #: Bytes.
+    size: int
+    #: For people only, and never a path.
+    name: str
+    #: As `text/plain`; of a result only.
+    media_type: str | None = None
+    #: Of a result: who knows it may download the file.
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A row that this supervisor has just marked busy: what a child needs to run it."""
 
@@ -279,6 +298,8 @@ class Ending:
     output: str | None = None
     #: JSON text: where the next attempt goes on. None leaves what the row has.
     cursor: str | None = None
+    #: Of the result.
+    files: tuple[File, ...] = ()
 
     def consequence(self) -> str:
         """Say in words what becomes of the job."""
@@ -368,6 +389,8 @@ class New:
     delay: float = 0.0
     run_at: datetime | None = None
     options: str | None = None
+    #: Of the arguments.
+    files: tuple[File, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,16 @@ def as_memcached(url: str) -> str:
     return f"memcached://{','.join(servers)}"
 
 
+def as_storage(url: str) -> str:
+    scheme, there, rest = url.partition("://")
+    # what is in memory is another process's
+    if "\0" in url or (
+        there and (not re.fullmatch("[a-z][a-z0-9+.-]*", scheme) or not rest or scheme == "memory")
+    ):
+        raise ValueError
+    return url
+
+
 def as_folder(path: str) -> str:
     if path.startswith("/"):
         return path

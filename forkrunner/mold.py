@@ -26,6 +26,7 @@ from .application import load, settle
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
 from .current import current
 from .errors import ForkrunnerError, TargetError
+from .filing import Files
 from .oom import OomKiller
 from .safety import Watch
 from .verdict import judge
@@ -135,6 +136,13 @@ def _send_all(link: int, data: bytes) -> None:
         data = data[os.write(link, data) :]
 
 
+def _storage_at(url: str) -> Any:
+    # in a child, which has a file
+    from .storage import Storage
+
+    return Storage(url)
+
+
 def _report(frame: bytes) -> child.Message | None:
     """Read what a child has reported; nothing if it did not finish, or a job has written into it."""
     try:
@@ -234,6 +242,8 @@ class Mold:
         self.output_limit = header["output_limit"]
         self.place.result_limit = header["result_limit"]
         self.place.exit_timeout = header["exit_timeout"]
+        storage, limit = header["storage"]
+        self.place.files = Files(lambda: _storage_at(storage), limit)
         self.groups = cgroup.Groups(*header["cgroup"])
         current.place = header["progress"]
 

@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from typing import Any, Protocol, overload
 
     from forkrunner.config import Settings
+    from forkrunner.filing import Files
     from forkrunner.hooks import H
     from forkrunner.job import State
     from forkrunner.lifeline import Lifeline
+    from forkrunner.storage import Storage
     from forkrunner.store import Store
     from forkrunner.tasks import Duration, Size
     from forkrunner.watch import Watcher
@@ -80,6 +82,8 @@ class Runner:
         self._settings: Settings | None = None
         self._store: Store | None = None
         self._store_pid = 0
+        #: By pid: a connection to a storage is not used on both sides of a fork.
+        self._storages: dict[int, Storage] = {}
         self._watcher: Watcher | None = None
         #: In a web process that has started forkrunner: what makes certain that it still runs.
         self.lifeline: Lifeline | None = None
@@ -118,6 +122,23 @@ class Runner:
                     )
                     self._store_pid = pid
         return self._store
+
+    @property
+    def storage(self) -> Storage:
+        """Where the files of jobs are, as this process sees it."""
+        pid = os.getpid()
+        if pid not in self._storages:
+            from forkrunner.storage import Storage, locate
+
+            settings = self.settings
+            self._storages = {pid: Storage(locate(settings.storage, settings.database, self._folder))}
+        return self._storages[pid]
+
+    def files(self) -> Files:
+        """Return what takes care of the files in the values of one call, or of one result."""
+        from forkrunner.filing import Files
+
+        return Files(lambda: self.storage, self.settings.file_limit)
 
     @property
     def url(self) -> str:
@@ -277,13 +298,17 @@ class Runner:
     ) -> Call[Any]:
         """Check a call by name and keep it for `enqueue_many`; see `enqueue`."""
         check_option("name", name, describe(name, typed=False), EnqueueError)
-        text = dump_named(name, arguments or {}, self.settings.argument_limit)
+        # without that module there is no file among the arguments; with it they may be anywhere in them
+        files = self.files() if "forkrunner.files" in sys.modules else None
+        text = dump_named(name, arguments or {}, self.settings.argument_limit, files)
         task = self.tasks.get(name)
         if task is not None:
-            loaded = task.load(text)
+            loaded = task.load(text, files)
             if task.signature.has_secrets:
+                if files is not None:
+                    files.rows.clear()
                 # by name they may come as plain text: the row is to say that they are secrets
-                text = task.dump(*loaded, self.settings.argument_limit)
+                text = task.dump(*loaded, self.settings.argument_limit, files)
         if delay is not None and run_at is not None:
             raise EnqueueError(f"task {name}: expected delay or run_at, got both", task=name)
         if queue is None:
@@ -298,6 +323,7 @@ class Runner:
             delay=0.0 if delay is None else check_option("delay", delay, name, EnqueueError),
             run_at=None if run_at is None else check_run_at(run_at, name),
             connection=connection,
+            files=files.rows if files else (),
         )
 
     def enqueue_many(self, calls: Iterable[Call[R]], *, connection: Any = None) -> builtins.list[Job[R]]:
@@ -305,7 +331,7 @@ class Runner:
 
         Their ids sort in the order of the calls. Raises EnqueueError when calls name different connections.
         """
-        from forkrunner.job import New
+        from forkrunner.job import File, New
 
         calls = list(calls)
         for call in calls:
@@ -315,9 +341,10 @@ class Runner:
                 raise EnqueueError(
                     "the calls name different connections: all jobs are made in one transaction"
                 )
+        ids = [new_id() for _ in calls]
         rows = [
             New(
-                id=new_id(),
+                id=id,
                 task=call.task,
                 queue=call.queue,
                 arguments=call.arguments,
@@ -325,8 +352,9 @@ class Runner:
                 delay=call.delay,
                 run_at=call.run_at,
                 options=call.options,
+                files=tuple(File(id, **file) for file in call.files),
             )
-            for call in calls
+            for id, call in zip(ids, calls, strict=True)
         ]
         if rows:
             self.store.enqueue(rows, connection=connection)

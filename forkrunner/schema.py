@@ -20,7 +20,7 @@ from .job import Outcome, State
 
 #: Every revision that was ever released, oldest first; a normal start compares the last one with the version
 #: table and so need not import Alembic.
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 REVISION = REVISIONS[-1]
 VERSION_TABLE = "forkrunner_version"
 
@@ -169,6 +169,30 @@ outputs = sa.Table(
     sa.Column("job_id", ID, primary_key=True),
     sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("text", sa.Text, nullable=False),
+)
+
+# The files of a job. What is in them lies in the storage, under its hash; it stays there as long as a row names it.
+files = sa.Table(
+    "forkrunner_files",
+    metadata,
+    sa.Column("job_id", ID, primary_key=True),
+    # in the arguments, as `arguments.source`, or in the result, as `result[0]`
+    sa.Column("place", sa.Text, primary_key=True),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("media_type", sa.Text),
+    sa.Column("token", sa.Text),
+)
+sa.Index("forkrunner_files_sha256", files.c.sha256)
+sa.Index("forkrunner_files_token", files.c.token, unique=True)
+
+# What this installation knows of itself: `database_id`, by which a storage knows whose files it has.
+notes = sa.Table(
+    "forkrunner_notes",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
 )
 
 supervisors = sa.Table(

@@ -64,12 +64,12 @@ class Kind:
     def __str__(self) -> str:
         return "Secret"
 
-    def dump(self, value: Any) -> Any:
+    def dump(self, value: Any, files: object = None) -> Any:
         if not isinstance(value, Secret):
             raise Misfit(f"expected Secret, got {type(value).__name__}")
         return to_wire(value)
 
-    def load(self, wire: Any) -> Any:
+    def load(self, wire: Any, files: object = None) -> Any:
         return from_wire(wire)
 
 

@@ -101,6 +101,13 @@ class Supervising(Access):
             if e.output is not None and (e.attempt.job_id, e.attempt.attempt) in ended
         ]:
             connection.execute(self._statements.output, written)
+        if files := [
+            file
+            for e in endings
+            if e.files and (e.attempt.job_id, e.attempt.attempt) in ended
+            for file in e.files
+        ]:
+            self._files.insert(connection, files)
         return ended
 
     def _finish_singly(self, endings: Sequence[Ending], now: datetime | None, error: StoreError) -> set[Key]:

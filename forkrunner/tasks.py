@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from typing import Any, Generic, ParamSpec, Self, TypeVar
 
+    from forkrunner.filing import Files
     from forkrunner.handle import Job
     from forkrunner.runner import Runner
 
@@ -286,6 +287,8 @@ class Task(Generic[P, R]):
         #: What a job without arguments calls, once `prepare` has found that this will do: to parse them in a fresh
         #: process would cost more than all the rest of it.
         self.bare: Callable[[], Any] | None = None
+        #: There is an InputFile in its parameters; known after `prepare`.
+        self.takes_files = False
         self.signature = arguments.Signature(function, own)
         self.signature.secret_names = self._secret_names
         #: What `using` said, for every call made through this object.
@@ -319,6 +322,7 @@ class Task(Generic[P, R]):
 
         Raises:
             ArgumentError: an argument does not fit; nothing is stored.
+            StorageError: a file in them cannot be stored; there is no job then.
             StoreUnavailable: the database is away. The job may exist nevertheless if the answer was lost.
         """
         return self.runner.enqueue_many([self.call(*args, **kwargs)])[0]
@@ -333,15 +337,19 @@ class Task(Generic[P, R]):
         if self.policy()["at_most_once"]:
             # in the row, for whoever rescues it may not know the task
             overrides["at_most_once"] = True
+        files = self.runner.files() if self.signature.takes_files else None
+        if files is not None:
+            overrides.pop("temporary_folder", None)
         return Call(
             self.name,
-            self.dump(args, kwargs, self.runner.settings.argument_limit),
+            self.dump(args, kwargs, self.runner.settings.argument_limit, files),
             queue=bound.get("queue", self.queue),
             priority=bound.get("priority", self.priority),
             delay=bound.get("delay", 0.0),
             run_at=bound.get("run_at"),
             options=json.dumps(overrides) if overrides else None,
             connection=bound.get("connection"),
+            files=files.rows if files else (),
         )
 
     def using(
@@ -409,22 +417,26 @@ class Task(Generic[P, R]):
     # ------------------------------------------------------------------------- the two ends of a row
 
     def dump(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], limit: int = arguments.ARGUMENT_LIMIT
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        limit: int = arguments.ARGUMENT_LIMIT,
+        files: Files | None = None,
     ) -> str:
         """Return the arguments of a call as the JSON text of a row.
 
         What it accepts arrives equal in the task. Two changes of type are equal enough: an int where a
         float is declared, and the time zone of a datetime, which arrives as a fixed offset.
-        Raises ArgumentError.
+        Raises ArgumentError; StorageError when files in them cannot be stored.
         """
-        return self.signature.dump(args, kwargs, limit)
+        return self.signature.dump(args, kwargs, limit, files)
 
-    def load(self, text: bytes | str) -> tuple[Sequence[Any], dict[str, Any]]:
+    def load(self, text: bytes | str, files: Files | None = None) -> tuple[Sequence[Any], dict[str, Any]]:
         """Return what to call the function with.
 
-        Raises ArgumentError: the row was written by other code, or for another version of this.
+        Raises ArgumentError: the row was written by other code, or for another version of this. StorageError.
         """
-        return self.signature.load(text if isinstance(text, str) else text.decode())
+        return self.signature.load(text if isinstance(text, str) else text.decode(), files)
 
     def prepare(self) -> None:
         """Do before a fork what every job would do after it: in the mold, once all is imported.
@@ -432,6 +444,7 @@ class Task(Generic[P, R]):
         Raises ConfigError for an annotation that cannot be resolved.
         """
         _ = self.signature.kinds
+        self.takes_files = self.signature.takes_files
         if isinstance(self, AsyncTask):
             import asyncio  # noqa: F401 - to be there when the job starts
         elif not self.signature.required:
@@ -441,24 +454,28 @@ class Task(Generic[P, R]):
         """Call the function as a job does."""
         return self.function(*args, **kwargs)
 
-    def dump_result(self, value: Any, limit: int) -> str:
+    def dump_result(self, value: Any, limit: int, files: Files | None = None) -> str:
         """Return what the function returned as JSON text of at most `limit` bytes.
 
         Raises ForkrunnerError when it has no form in JSON or is too large.
         """
-        return arguments.dump_result(value, self.name, limit)
+        return arguments.dump_result(value, self.name, limit, files)
 
-    def load_result(self, text: str) -> Any:
+    def load_result(self, text: str, files: Files | None = None) -> Any:
         """Return a stored result, as the declared return type if it fits, as plain JSON otherwise."""
         value = json.loads(text)
         try:
-            return self.signature.kind_of("return").load(value)
+            return self.signature.kind_of("return").load(value, files)
         except arguments.Misfit:
             return value
 
     def policy(self) -> dict[str, Any]:
         """Return the options that matter to who runs it, fit for JSON."""
-        return {name: getattr(self, name) for name in _POLICY}
+        found = {name: getattr(self, name) for name in _POLICY}
+        if self.takes_files:
+            # its copies of them are in there
+            found["temporary_folder"] = True
+        return found
 
     def retryable(self, error: BaseException) -> bool:
         """Say whether another try may follow this exception; `give_up_on` has the last word."""
@@ -488,7 +505,17 @@ class AsyncTask(Task[P, R]):
 class Call(Generic[R]):
     """A checked call of a task that is not a job yet; see `Runner.enqueue_many`."""
 
-    __slots__ = ("arguments", "connection", "delay", "options", "priority", "queue", "run_at", "task")
+    __slots__ = (
+        "arguments",
+        "connection",
+        "delay",
+        "files",
+        "options",
+        "priority",
+        "queue",
+        "run_at",
+        "task",
+    )
 
     def __init__(
         self,
@@ -501,6 +528,7 @@ class Call(Generic[R]):
         run_at: datetime | None = None,
         options: str | None = None,
         connection: Any = None,
+        files: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.task = task
         #: JSON text, as it will stand in the row.
@@ -512,6 +540,8 @@ class Call(Generic[R]):
         self.run_at = run_at
         self.options = options
         self.connection = connection
+        #: Those of the arguments, as `filing.Files.rows` has them.
+        self.files = files
 
     def __repr__(self) -> str:
         return f"<Call {self.task}>"

@@ -6,6 +6,7 @@ task and by the mold that runs it; never for tasks of plain types alone.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import msgspec
 
 from forkrunner.arguments import MODEL_ADVICE, Misfit, check_json, describe, is_model, name_of, to_json, unfit
 from forkrunner.errors import ConfigError
+from forkrunner.filing import Files, is_file, needed
 
 _AT = re.compile(r"(.*?)(?: - at `(.*)`)?", re.DOTALL)
 
@@ -43,35 +45,40 @@ class Typed:
             raise ConfigError(f"has no form in JSON: {reason}") from None
         #: It is, or may hold, a Secret: no error shows what was given.
         self.secret = _may_hold(self.note, "forkrunner.secret", "Secret")
+        #: There is a file in it.
+        self.has_files = _may_hold(self.note, "forkrunner.files", "InputFile") or _may_hold(
+            self.note, "forkrunner.files", "OutputFile"
+        )
 
     def __str__(self) -> str:
         return name_of(self.note)
 
-    def dump(self, value: Any) -> Any:
+    def dump(self, value: Any, files: Files | None = None) -> Any:
         try:
             refuse_models(value)
-            wire = builtins(value)
+            wire = builtins(value, files)
             check_json(wire, depth=1, pairs=True)
             # through the text: tuples become lists there, and only what the job will see can be compared
             wire = json.loads(to_json(wire))
-            difference = _difference(value, self._convert(wire))
+            difference = _difference(value, self._convert(wire, files))
         except Misfit as misfit:
             raise unfit(self, value, str(misfit)) from None
         if difference is not None:
             raise unfit(self, value, difference)
         return wire
 
-    def load(self, wire: Any) -> Any:
+    def load(self, wire: Any, files: Files | None = None) -> Any:
         try:
-            value = self._convert(wire)
+            value = self._convert(wire, files)
             _refuse_unknown(wire, value)
         except Misfit as misfit:
             raise unfit(self, wire, str(misfit)) from None
         return value
 
-    def _convert(self, wire: Any) -> Any:
+    def _convert(self, wire: Any, files: Files | None) -> Any:
+        decode = _decode if files is None else functools.partial(_decode, files=files)
         try:
-            return msgspec.convert(wire, self.note, str_keys=True, dec_hook=_decode)
+            return msgspec.convert(wire, self.note, str_keys=True, dec_hook=decode)
         except msgspec.ValidationError as error:
             match = _AT.fullmatch(str(error))
             message, path = match.groups() if match else (str(error), None)
@@ -104,21 +111,24 @@ def _may_hold(note: Any, module: str, name: str) -> bool:
     return False
 
 
-def builtins(value: Any) -> Any:
-    """Return the JSON form of a value of any supported type; tuples stay tuples.
+def builtins(value: Any, files: Files | None = None) -> Any:
+    """Return the JSON form of a value of any supported type; tuples stay tuples. Its files are stored.
 
-    Raises Misfit.
+    Raises Misfit, FileError, StorageError.
     """
+    encode = _encode if files is None else functools.partial(_encode, files=files)
     try:
-        return msgspec.to_builtins(value, str_keys=True, enc_hook=_encode)
+        return msgspec.to_builtins(value, str_keys=True, enc_hook=encode)
     except RecursionError:
         raise Misfit("nested too deep, or it holds itself") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise Misfit(str(error)) from None
 
 
-def _encode(value: Any) -> Any:
+def _encode(value: Any, files: Files | None = None) -> Any:
     """Give msgspec the JSON form of what it does not know: one line per kind."""
+    if is_file(type(value)):
+        return needed(files).put(value)
     if is_model(value):
         raise Misfit(f"it holds {describe(value)}{MODEL_ADVICE}")
     if (secret := sys.modules.get("forkrunner.secret")) and isinstance(value, secret.Secret):
@@ -136,8 +146,10 @@ def _encode(value: Any) -> Any:
     raise Misfit(f"{type(value).__name__} has no form in JSON")
 
 
-def _decode(kind: type, wire: Any) -> Any:
+def _decode(kind: type, wire: Any, files: Files | None = None) -> Any:
     """Make what `_encode` took apart. msgspec words ValueError and TypeError with the place."""
+    if is_file(kind):
+        return needed(files).take(kind, wire)
     if issubclass(kind, PurePath):
         if not isinstance(wire, str):
             raise TypeError(f"Expected `{kind.__name__}`, got `{type(wire).__name__}`")

@@ -52,6 +52,8 @@ SAMPLES = {
     "output_limit": Sample("20MB", "20MB", 20_000_000, 1.5),
     "result_limit": Sample(512, "512", 512, "1GiB"),
     "argument_limit": Sample("512KiB", "512kib", 524_288, "1 apple"),
+    "storage": Sample("s3://b/f", " s3://b/f ", "s3://b/f", "memory://x"),
+    "file_limit": Sample("5GB", "5GB", 5_000_000_000, -1),
     "progress_url": Sample(
         "memcached://h:1,i", "memcached://h:1,i", "memcached://h:1,i:11211", "redis://u:pw@h"
     ),

@@ -37,7 +37,8 @@ LIBRARIES = {
         "wake",
         "migrations",
     }
-    | {"callers", "postgresql", "revision", "sqlite", "transactions"},
+    | {"callers", "filerows", "postgresql", "revision", "sqlite", "transactions"},
+    "fsspec": {"storage"},
     "alembic": {"schema", "revision", "migrations"},
     "psycopg": {"postgresql", "wake"},
     "pymemcache": {"progress"},
@@ -85,6 +86,8 @@ FLOORS = [
         "costs",
         "redaction",
         "secret",
+        "filing",
+        "filenames",
     },
     {
         "process",
@@ -120,6 +123,9 @@ FLOORS = [
         "safepoint",
         "currentjob",
         "mail",
+        "filerows",
+        "files",
+        "storage",
     },
     {
         "application",
@@ -165,6 +171,7 @@ THIN = [
     "safepoint",
     "redaction",
     "secret",
+    "filing",
 ]
 
 

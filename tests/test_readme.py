@@ -188,7 +188,7 @@ def test_the_links_of_the_pages_lead_somewhere():
 def test_the_architecture_page_is_short_and_names_files_that_exist():
     path = ROOT / "forkrunner/README.md"
     page = path.read_text(encoding="utf-8")
-    assert page.count("\n") <= 170
+    assert page.count("\n") <= 190
     for name in set(re.findall(r"`(\w+\.py)`", page)):
         assert (path.parent / name).exists(), name
 

@@ -118,7 +118,7 @@ def put(store: Store, count: int = 1, *, now: datetime | None = NOW, **facts) ->
 def ending(claim: Claim, state: State = State.DONE, **facts) -> Ending:
     outcome = {State.DONE: Outcome.DONE, State.CANCELLED: Outcome.CANCELLED}.get(state, Outcome.RAISED)
     attempt = Attempt(claim.id, claim.attempt, outcome, claim.supervisor, started_at=NOW, finished_at=NOW)
-    words = {"result": '{"ok": true}'} if state is State.DONE else {"error": "it failed"}
+    words: dict[str, Any] = {"result": '{"ok": true}'} if state is State.DONE else {"error": "it failed"}
     whole = Ending(attempt, NEXT[state], **words)
     mine = {name: facts.pop(name) for name in tuple(facts) if name in ("next", "result", "error", "cursor")}
     return replace(whole, attempt=replace(attempt, **facts), **mine)

@@ -1,0 +1,497 @@
+"""The storage of files: content under its SHA-256, in a folder or, through fsspec, wherever else.
+
+Used by web processes and the command line (which put the files of arguments), by children (which fetch these, and put
+those of results) and by `prune`; never by a supervisor or a mold. The only file that imports fsspec, and only for URLs.
+
+    ab/abcdef…             content, by the first two digits of its hash and its hash; it never changes
+    incoming/…             what is being stored; nobody else reads it, and what was left there by a death is pruned
+    bin/<seconds>-<hash>   what was to be deleted at that time, since 1970
+
+What always holds:
+
+1. Content stands under its hash whole or not at all: it is written to `incoming`, and moved when it is there.
+2. Nothing is deleted but from the bin, an hour after it was thrown there, and only if no row names it then. A put that finds
+   content there does nothing more, and its row comes later: whoever throws that content away in between finds the row
+   when the hour is over, and puts the content back. Meanwhile it is read from the bin.
+3. A name of a client is never a path: names here are hashes and numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from . import clock
+from .errors import FileError, FileMissing, StorageError
+from .filenames import safe_name
+from .units import mask, show_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    #: A name and when it was last written, seconds since 1970; None where the storage does not say.
+    Entry = tuple[str, float | None]
+
+#: How much is read at once, bytes.
+_PIECE = 1 << 20
+_SHA256 = re.compile("[0-9a-f]{64}")
+_BINNED = re.compile("([0-9]{1,12})-([0-9a-f]{64})")
+
+
+class Backend(Protocol):
+    """What a kind of storage can do. Names are relative, with `/`; errors are OSError, or those of a library."""
+
+    def make(self, name: str) -> IO[bytes]: ...
+    def keep(self, stream: IO[bytes]) -> None: ...
+    def read(self, name: str) -> IO[bytes]: ...
+    def has(self, name: str) -> bool: ...
+    def move(self, name: str, to: str) -> None: ...
+    def remove(self, name: str) -> None: ...
+    def list(self, folder: str) -> Iterator[Entry]: ...
+    def place(self, name: str) -> str: ...
+
+
+class Storage:
+    """The files of one database. Threads may share it; after a fork each process makes its own."""
+
+    def __init__(self, url: str) -> None:
+        """Name a folder, or a URL of fsspec; nothing is connected or made before the first use."""
+        self.url = url
+        self._backend: Backend | None = None
+
+    def __repr__(self) -> str:
+        return f"<Storage {self}>"
+
+    def __str__(self) -> str:
+        return mask(self.url)
+
+    def put(self, stream: IO[bytes], limit: int) -> tuple[str, int]:
+        """Store what a stream has, from where it stands; return its hash and its length.
+
+        It is read once and never held in memory; what is there already is not stored again.
+        Raises:
+            FileError: there are more than `limit` bytes; nothing of them is kept.
+            StorageError: they cannot be stored.
+        """
+        try:
+            with self._telling("store a file"):
+                backend = self._open()
+                return self._known(backend, stream, limit) or self._store(backend, stream, limit)
+        except SourceError as error:
+            raise error.__cause__ or error from None
+
+    def _store(self, backend: Backend, stream: IO[bytes], limit: int) -> tuple[str, int]:
+        incoming = f"incoming/{os.urandom(16).hex()}"
+        try:
+            with backend.make(incoming) as out:
+                sha256, size = _copy(stream, out.write, limit)
+                backend.keep(out)
+            if backend.has(_final(sha256)):
+                backend.remove(incoming)
+            else:
+                backend.move(incoming, _final(sha256))
+        except BaseException:
+            _try(backend.remove, incoming)
+            raise
+        return sha256, size
+
+    def _known(self, backend: Backend, stream: IO[bytes], limit: int) -> tuple[str, int] | None:
+        """Say what is in a stream if a network may be spared it: reading it twice costs less than sending it."""
+        if isinstance(backend, Folder) or not (hasattr(stream, "seekable") and stream.seekable()):
+            return None
+        start = stream.tell()
+        sha256, size = _copy(stream, lambda piece: None, limit)
+        if backend.has(_final(sha256)):
+            return sha256, size
+        stream.seek(start)
+        return None
+
+    def has(self, sha256: str) -> bool:
+        """Say whether there is content with this hash. Raises StorageError."""
+        with self._telling("look for a file"):
+            return self._find(sha256) is not None
+
+    def open(self, sha256: str) -> IO[bytes]:
+        """Open content to be read; it can be sought in.
+
+        Raises:
+            FileMissing: there is none with this hash.
+            StorageError: it cannot be read.
+        """
+        with self._telling("read a file"):
+            # between a look and the opening it may go to the bin, or come from it
+            for _ in range(3):
+                name = self._find(sha256)
+                if name is None:
+                    break
+                try:
+                    return self._open().read(name)
+                except FileNotFoundError:
+                    continue
+        raise FileMissing(
+            f"{self.place(sha256)}: there is no such file; it was deleted, or it was stored elsewhere, by a process with"
+            " another `storage`, or on another host: all hosts need one that they share",
+            place=str(self),
+            sha256=sha256,
+        )
+
+    def fetch(self, sha256: str, folder: str | os.PathLike[str], name: str) -> Path:
+        """Copy content into a folder, checking its hash, and return the copy's path; `name` is made safe for it.
+
+        Raises:
+            FileMissing: there is none with this hash.
+            StorageError: it cannot be read, or is damaged.
+            OSError: it cannot be written.
+        """
+        path = Path(folder, safe_name(name))
+        with self.open(sha256) as content, open(path, "xb", buffering=0) as copy:
+            try:
+                found, size = _copy(content, copy.write, None)
+            except SourceError as error:
+                with self._telling("read a file"):
+                    raise error.__cause__ or error from None
+        if found != sha256:
+            path.unlink()
+            raise StorageError(
+                f"{self.place(sha256)} is damaged: its {size:,} bytes have the hash {found}", place=str(self)
+            )
+        return path
+
+    def place(self, sha256: str) -> str:
+        """Say where content lies, for people; without passwords."""
+        try:
+            return mask(self._open().place(_final(sha256)))
+        except Exception:  # noqa: BLE001 - words for an error that is under way
+            return f"{self}/{_final(sha256)}"
+
+    # -- for prune
+
+    def old(self, seconds: float) -> Iterator[list[str]]:
+        """Yield hashes of content that was stored longer ago than that, by the hundred."""
+        before = clock.wall() - seconds
+        for first in range(256):
+            with self._telling("list files"):
+                found = [
+                    name
+                    for name, written in self._open().list(f"{first:02x}")
+                    if _SHA256.fullmatch(name) and (written is None or written < before)
+                ]
+            for i in range(0, len(found), 100):
+                yield found[i : i + 100]
+
+    def throw_away(self, sha256: str) -> None:
+        """Put content into the bin, from where it is deleted, or comes back, after an hour."""
+        with self._telling("delete a file"):
+            self._open().move(_final(sha256), f"bin/{clock.wall():.0f}-{sha256}")
+
+    def thrown_away(self, seconds: float) -> list[tuple[str, str]]:
+        """Return what has been in the bin for longer: the name there and the hash."""
+        before = clock.wall() - seconds
+        with self._telling("list files"):
+            found = [(name, _BINNED.fullmatch(name)) for name, _ in self._open().list("bin")]
+        return [(f"bin/{name}", match[2]) for name, match in found if match and int(match[1]) < before]
+
+    def take_back(self, name: str, sha256: str) -> None:
+        """Put content from the bin where it was."""
+        with self._telling("restore a file"):
+            if self._open().has(_final(sha256)):
+                self._open().remove(name)
+            else:
+                self._open().move(name, _final(sha256))
+
+    def delete(self, name: str) -> None:
+        """Delete content from the bin, for good."""
+        with self._telling("delete a file"):
+            self._open().remove(name)
+
+    def tidy(self, seconds: float) -> int:
+        """Delete what was begun to be stored longer ago, and was not finished; return how many that were."""
+        before, count = clock.wall() - seconds, 0
+        with self._telling("list files"):
+            for name, written in list(self._open().list("incoming")):
+                if written is not None and written < before:
+                    self._open().remove(f"incoming/{name}")
+                    count += 1
+        return count
+
+    # -- within
+
+    @contextlib.contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """Turn whatever goes wrong in the block into a StorageError that says where, and what it was to do."""
+        try:
+            yield
+        except (StorageError, FileError, SourceError):
+            raise
+        except Exception as error:
+            words = (
+                (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+            )
+            where = getattr(error, "filename", None)
+            raise StorageError(
+                f"cannot {what} in {where if isinstance(where, str) else self}: {mask(words)} (setting `storage`)",
+                place=str(self),
+            ) from error
+
+    def _open(self) -> Backend:
+        if self._backend is None:
+            path = local_path(self.url)
+            self._backend = Remote(self.url) if path is None else Folder(path)
+        return self._backend
+
+    def _find(self, sha256: str) -> str | None:
+        if not _SHA256.fullmatch(sha256):
+            return None
+        backend = self._open()
+        for _ in range(2):
+            if backend.has(_final(sha256)):
+                return _final(sha256)
+            for name, _ in backend.list("bin"):
+                if name.endswith(sha256):
+                    return f"bin/{name}"
+        return None
+
+
+class Folder:
+    """A folder, of this host or of a file server, by plain system calls: a move is atomic, and survives a power cut."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def _at(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def make(self, name: str) -> IO[bytes]:
+        path = self._at(name)
+        try:
+            return open(path, "xb", buffering=0)
+        except FileNotFoundError:
+            _make_folder(self.path)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return open(path, "xb", buffering=0)
+
+    def keep(self, stream: IO[bytes]) -> None:
+        # before the row that names it is committed
+        os.fsync(stream.fileno())
+
+    def read(self, name: str) -> IO[bytes]:
+        return open(self._at(name), "rb", buffering=0)
+
+    def has(self, name: str) -> bool:
+        try:
+            os.stat(self._at(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def move(self, name: str, to: str) -> None:
+        folder = os.path.dirname(self._at(to))
+        try:
+            os.rename(self._at(name), self._at(to))
+        except FileNotFoundError:
+            if os.path.isdir(folder):
+                raise
+            os.makedirs(folder, exist_ok=True)
+            _sync_folder(self.path)
+            os.rename(self._at(name), self._at(to))
+        _sync_folder(folder)
+
+    def remove(self, name: str) -> None:
+        os.unlink(self._at(name))
+
+    def list(self, folder: str) -> Iterator[Entry]:
+        try:
+            entries = os.scandir(self._at(folder))
+        except FileNotFoundError:
+            return
+        with entries:
+            for entry in entries:
+                try:
+                    yield entry.name, entry.stat().st_mtime
+                except FileNotFoundError:
+                    continue
+
+    def place(self, name: str) -> str:
+        return self._at(name)
+
+
+class Remote:
+    """Whatever fsspec reaches: s3://…, gs://…, sftp://…, ftp://… A name appears there when all of its content has."""
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+        self.url = url.rstrip("/")
+        # a listing that was read before tells nothing about what others have stored since; and an instance
+        # that another process made before a fork has its connection
+        self.files, self.root = url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True)
+
+    def _at(self, name: str) -> str:
+        return f"{self.root.rstrip('/')}/{name}"
+
+    def make(self, name: str) -> IO[bytes]:
+        path = self._at(name)
+        self._make_parent(path)
+        made: IO[bytes] = self.files.open(path, "wb")
+        return made
+
+    def _make_parent(self, path: str) -> None:
+        self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
+
+    def keep(self, stream: IO[bytes]) -> None:
+        """Nothing more: closing it is what makes the other side keep it."""
+
+    def read(self, name: str) -> IO[bytes]:
+        found: IO[bytes] = self.files.open(self._at(name), "rb")
+        return found
+
+    def has(self, name: str) -> bool:
+        self.files.invalidate_cache()
+        return bool(self.files.exists(self._at(name)))
+
+    def move(self, name: str, to: str) -> None:
+        path = self._at(to)
+        self._make_parent(path)
+        self.files.mv(self._at(name), path)
+
+    def remove(self, name: str) -> None:
+        self.files.rm_file(self._at(name))
+
+    def list(self, folder: str) -> Iterator[Entry]:
+        self.files.invalidate_cache()
+        try:
+            entries = self.files.ls(self._at(folder), detail=True)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            if entry["type"] == "file":
+                yield entry["name"].rpartition("/")[2], _written(entry)
+
+    def place(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+
+class SourceError(Exception):
+    """Not the storage but what was to be stored cannot be read; `__cause__` says why."""
+
+
+def _copy(stream: IO[bytes], write: Callable[[Any], Any], limit: int | None) -> tuple[str, int]:
+    """Copy a stream to its end; return the hash and the length of what was copied."""
+    digest, size = hashlib.sha256(), 0
+    # of a bare file, without a copy; what else calls itself a stream has at least `read`
+    buffer = memoryview(bytearray(_PIECE)) if isinstance(stream, io.FileIO) else None
+    while True:
+        try:
+            if buffer is not None and isinstance(stream, io.FileIO):
+                piece = buffer[: stream.readinto(buffer)]
+            else:
+                piece = memoryview(stream.read(_PIECE) or b"")
+        except (StorageError, FileError):
+            raise
+        except Exception as error:
+            raise SourceError from error
+        if not piece:
+            return digest.hexdigest(), size
+        size += len(piece)
+        if limit is not None and size > limit:
+            raise FileError(f"it has more than the {show_size(limit)} of file_limit")
+        digest.update(piece)
+        while piece:
+            # a bare file may take less than all
+            piece = piece[write(piece) or len(piece) :]
+
+
+def _final(sha256: str) -> str:
+    return f"{sha256[:2]}/{sha256}"
+
+
+def _try(action: Callable[[str], None], name: str) -> None:
+    try:
+        action(name)
+    except Exception:  # noqa: BLE001 - to tidy up after another error, which says more; `tidy` does the rest
+        pass
+
+
+def _make_folder(path: str) -> None:
+    """Make the folder of a storage, for its user alone.
+
+    Where it was named by somebody its parent must be there: else files would go to a mount that is missing.
+    """
+    if path.startswith(_data_folder()):
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+
+
+def _sync_folder(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _written(entry: dict[str, Any]) -> float | None:
+    """Return when an entry of fsspec was written: each of its file systems has another name and type for it."""
+    from datetime import UTC, datetime
+
+    for key in ("mtime", "LastModified", "last_modified", "modified", "modify", "updated", "created"):
+        value = entry.get(key)
+        if isinstance(value, datetime):
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+        if isinstance(value, str) and value:
+            try:
+                found = datetime.fromisoformat(value)
+            except ValueError:
+                # FTP's MLSD: 20260131100000
+                digits = value.partition(".")[0]
+                if not re.fullmatch("[0-9]{14}", digits):
+                    continue
+                found = datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+            return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return None
+
+
+# -- where
+
+
+def local_path(url: str) -> str | None:
+    """Return the path that the setting `storage` names; None if it is a URL of anything but this host's files."""
+    scheme, there, rest = url.partition("://")
+    if not there:
+        return url
+    return rest if scheme in ("file", "local") else None
+
+
+def locate(storage: str, database: str, folder: str) -> str:
+    """Return where the files of a database are: what the setting says, or a folder of their own.
+
+    By default they lie beside an SQLite file, since who has the one is to have the other: `jobs.db-files`. For PostgreSQL it is a
+    folder of this user's, by the server and the name of the database: that suits one host, and several need a shared one.
+    `folder` is what relative paths start from.
+    """
+    if storage:
+        path = local_path(storage)
+        return storage if path is None else os.path.join(folder, path)
+    kind, _, rest = database.partition("://")
+    if kind.startswith("sqlite"):
+        return os.path.join(folder, rest.removeprefix("/").partition("?")[0]) + "-files"
+    server, _, name = rest.partition("?")[0].rpartition("/")
+    where = server.rpartition("@")[2] or "localhost"
+    digest = hashlib.sha256(f"{where}/{name}".encode()).hexdigest()[:8]
+    return os.path.join(_data_folder(), f"{safe_name(name)}-{digest}")
+
+
+def _data_folder() -> str:
+    base = os.environ.get("XDG_DATA_HOME", "")
+    if not base.startswith("/"):
+        base = os.path.join(os.path.expanduser("~"), ".local/share")
+    return os.path.join(base, "forkrunner")
