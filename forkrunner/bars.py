@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from forkrunner import terminal
+from forkrunner import terminal, wording
 from forkrunner.job import State
 
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ def words(view: View) -> str:
         )
     if view["state"] != "busy":
         return str(view["state"])
-    said = terminal.short(terminal.progress_words(view)) or "busy"
+    said = terminal.short(wording.progress_words(view)) or "busy"
     left = view["eta_seconds"]
-    return said if left is None else f"{said}, {terminal.duration(left)} left"
+    return said if left is None else f"{said}, {wording.duration(left)} left"
 
 
 def ending(row: Row) -> str:
     """Say on one line how a job has ended."""
     reason = f": {row.error}" if row.error and row.state is not State.DONE else ""
-    seconds = terminal.took(row.started_at, row.finished_at)
+    seconds = wording.took(row.started_at, row.finished_at)
     line = f"{row.state}{reason}" + (f" after {seconds}" if seconds else "")
     name = f"{terminal.short_id(row.id)} {terminal.short(row.task)}"
     return f"{name} {terminal.paint(terminal.short(line, 2000), _COLOURS[row.state])}"

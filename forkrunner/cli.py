@@ -1,7 +1,7 @@
 """The command line: what people and scripts type.
 
-Each command finds its application or its database (invocation.py), calls the store, prints (terminal.py says
-what) and returns an exit status. With --json standard output holds JSON and nothing else.
+Each command (commands/) finds its application or its database (invocation.py), calls the store, prints (pages.py for
+people, jsonpages.py for programs) and returns an exit status. With --json standard output holds JSON and nothing else.
 """
 
 from __future__ import annotations

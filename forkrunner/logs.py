@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from forkrunner import terminal
+from forkrunner import jsonpages, terminal, wording
 from forkrunner.errors import StoreUnavailable
 from forkrunner.invocation import BAD, FINE, complain
 from forkrunner.job import ENDED, State
@@ -60,7 +60,7 @@ class Logs:
 
     def _print(self, number: int, text: str, as_json: bool, nothing: str) -> int:
         if as_json:
-            print(terminal.to_json({"id": self.job_id, "attempt": number, "output": text}))
+            print(jsonpages.to_json({"id": self.job_id, "attempt": number, "output": text}))
         elif not text:
             print(f"Attempt {number} {nothing}.", file=sys.stderr)
         else:
@@ -88,7 +88,7 @@ class Logs:
         while True:
             for attempt in row.attempts[max(seen, 0) :]:
                 self._write(self._kept(attempt))
-                self._tell(f"attempt {attempt.attempt}: {terminal.short(terminal.outcome_sentence(attempt))}")
+                self._tell(f"attempt {attempt.attempt}: {terminal.short(wording.outcome_sentence(attempt))}")
             seen = len(row.attempts)
             if row.state in ENDED:
                 if not row.attempts:
@@ -98,7 +98,7 @@ class Logs:
                 row = self._wait_for_its_end(row)
                 for attempt in row.attempts[seen:][:1]:
                     self._tell(
-                        f"attempt {attempt.attempt}: {terminal.short(terminal.outcome_sentence(attempt))}"
+                        f"attempt {attempt.attempt}: {terminal.short(wording.outcome_sentence(attempt))}"
                     )
                     seen += 1
                 waits = ""

@@ -22,8 +22,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from forkrunner import ForkrunnerError, State
-from forkrunner.terminal import duration, short
+from forkrunner.terminal import short
 from forkrunner.units import show_bytes
+from forkrunner.wording import duration
 from trackconvert import FORMATS
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from forkrunner import terminal, units
+from forkrunner import terminal, units, wording
 from forkrunner.cli import main
 from forkrunner.config import SETTINGS
 from forkrunner.ids import new_id
@@ -200,7 +200,7 @@ def test_what_a_terminal_obeys_is_shown_instead(text: str, shown: str) -> None:
     ],
 )
 def test_durations_are_worded(seconds: float, words: str) -> None:
-    assert terminal.duration(seconds) == words
+    assert wording.duration(seconds) == words
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,19 @@ FLOORS = [
     }
     | {"attempts", "hearing", "orders", "renewal", "rows", "waking", "wishes"}
     | {"hooks", "safety", "loglines", "lifeline", "keeper", "webservers", "alongside"},
-    {"cli", "commands", "invocation", "terminal", "bars", "logs", "testing", "__main__"}
+    {
+        "cli",
+        "commands",
+        "invocation",
+        "terminal",
+        "jsonpages",
+        "wording",
+        "pages",
+        "bars",
+        "logs",
+        "testing",
+        "__main__",
+    }
     | {"wsgi", "endpoint", "asgi", "openapi"},
 ]
 

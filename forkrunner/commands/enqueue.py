@@ -88,7 +88,7 @@ def enqueue(
 
 
 def _print_enqueued(job: Job[Any], as_json: bool) -> None:
-    from forkrunner.terminal import to_json
+    from forkrunner.jsonpages import to_json
 
     if as_json:
         print(to_json({"id": job.id}))
@@ -118,7 +118,7 @@ def _moment(text: str) -> Any:
 
 def _wait(runner: Runner, job: Job[Any], as_json: bool, shown: Callable[[Row], Row]) -> int:
     """Wait for the end of a job, with its progress if somebody looks; return the exit status."""
-    from forkrunner import terminal
+    from forkrunner import jsonpages, terminal, wording
     from forkrunner.errors import WaitTimeout
     from forkrunner.job import State
 
@@ -129,7 +129,7 @@ def _wait(runner: Runner, job: Job[Any], as_json: bool, shown: Callable[[Row], R
             job.wait(timeout=0.25 if watched else None)
             break
         except WaitTimeout:
-            words = terminal.short(f"{job.state} {terminal.progress_words(job.progress)}", 70)
+            words = terminal.short(f"{job.state} {wording.progress_words(job.progress)}", 70)
             print(f"{erase}{words}", end="", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             print(erase, end="", file=sys.stderr)
@@ -138,10 +138,10 @@ def _wait(runner: Runner, job: Job[Any], as_json: bool, shown: Callable[[Row], R
     print(erase, end="", file=sys.stderr, flush=True)
     row = shown(runner.store.get(job.id))
     if as_json:
-        print(terminal.to_json(terminal.page_json(row)))
+        print(jsonpages.to_json(jsonpages.page_json(row)))
     else:
         reason = f": {row.error}" if row.error and row.state is not State.DONE else ""
-        time = terminal.took(row.started_at, row.finished_at)
+        time = wording.took(row.started_at, row.finished_at)
         line = f"{row.state}{reason}" + (f" after {time}" if time else "")
         print(terminal.short(line, 2000), file=sys.stderr)
     return FINE if row.state is State.DONE else BAD

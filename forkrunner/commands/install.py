@@ -36,7 +36,8 @@ def migrate(words: tuple[str, ...], as_json: bool) -> int:
 
     All or nothing, and running it again does nothing. An SQLite file needs it only when forkrunner was updated.
     """
-    from forkrunner.terminal import short, to_json
+    from forkrunner.jsonpages import to_json
+    from forkrunner.terminal import short
 
     settings = find_settings(only_target(words))
     with open_store(settings) as store:
@@ -62,7 +63,7 @@ def check(words: tuple[str, ...], as_json: bool) -> int:
 
     Imports the application, asks the database, and shows the tasks. Exit status 1 if there is a problem.
     """
-    from forkrunner import safety, terminal
+    from forkrunner import jsonpages, safety, terminal, wording
     from forkrunner.application import look_for_trouble, threads_in
     from forkrunner.hooks import run_before_fork
 
@@ -102,9 +103,9 @@ def check(words: tuple[str, ...], as_json: bool) -> int:
     if as_json:
         facts: dict[str, Any] = {"target": app, "tasks": tasks, "database": database, "schema": schema}
         facts["unsafe"] = [finding._asdict() for finding in unsafe]
-        print(terminal.to_json(facts | {"warnings": warnings, "problems": problems}))
+        print(jsonpages.to_json(facts | {"warnings": warnings, "problems": problems}))
         return BAD if problems else FINE
-    print(f"Application  {terminal.short(app)} imports in {terminal.duration(seconds)}")
+    print(f"Application  {terminal.short(app)} imports in {wording.duration(seconds)}")
     print(f"Database     {terminal.short(database)} answers, its tables are {schema}")
     if tasks:
         print()
@@ -152,7 +153,7 @@ def config(words: tuple[str, ...], as_json: bool) -> int:
 
     Imports the application, if there is one, because its code may set some.
     """
-    from forkrunner import terminal
+    from forkrunner import jsonpages, terminal
     from forkrunner.config import explain
 
     target = only_target(words)
@@ -161,7 +162,7 @@ def config(words: tuple[str, ...], as_json: bool) -> int:
         settings = load_settings(target, import_app(settings.app).code)
     if as_json:
         print(
-            terminal.to_json(
+            jsonpages.to_json(
                 {name: {"value": value, "from": source} for name, value, source in explain(settings)}
             )
         )

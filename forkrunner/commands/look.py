@@ -55,7 +55,7 @@ def list_jobs(
     as_json: bool,
 ) -> int:
     """List jobs, the newest first."""
-    from forkrunner import terminal
+    from forkrunner import jsonpages, pages, terminal
 
     settings = find_settings(only_target(words))
     with open_store(settings) as store:
@@ -63,9 +63,9 @@ def list_jobs(
     rows = [*map(as_shown(settings, secrets), found)]
     progress = _progress_of(settings, rows)
     if as_json:
-        print(terminal.to_json([terminal.job_json(row, progress=progress.get(row.id)) for row in rows]))
+        print(jsonpages.to_json([jsonpages.job_json(row, progress=progress.get(row.id)) for row in rows]))
     elif rows:
-        print(terminal.table_of(rows, progress, clock.utc()))
+        print(pages.table_of(rows, progress, clock.utc()))
         if len(rows) == limit:
             print(f"The newest {limit}; --limit shows more.", file=sys.stderr)
     else:
@@ -91,7 +91,7 @@ def show(words: tuple[str, ...], secrets: bool, as_json: bool) -> int:
     Its arguments, its result, how each attempt ended and what that cost.
     Here and elsewhere an ID may be its first or last characters, at least 6.
     """
-    from forkrunner import terminal
+    from forkrunner import jsonpages, pages
 
     target, given = target_and_id(words)
     settings = find_settings(target)
@@ -99,9 +99,9 @@ def show(words: tuple[str, ...], secrets: bool, as_json: bool) -> int:
         row = as_shown(settings, secrets)(store.get(find_id(store, given)))
     progress = _progress_of(settings, [row]).get(row.id)
     if as_json:
-        print(terminal.to_json(terminal.page_json(row, progress=progress)))
+        print(jsonpages.to_json(jsonpages.page_json(row, progress=progress)))
     else:
-        print(*terminal.page_of(row, progress, clock.utc()), sep="\n")
+        print(*pages.page_of(row, progress, clock.utc()), sep="\n")
     return FINE
 
 

@@ -46,7 +46,7 @@ def status(words: tuple[str, ...], check: bool, as_json: bool) -> int:
         return _check_for_supervisor(settings, as_json)
     with open_store(settings) as store:
         supervisors, counts, costs = store.supervisors(), store.counts(), store.costs()
-    from forkrunner import terminal
+    from forkrunner import jsonpages, terminal
     from forkrunner.job import State
     from forkrunner.keeper import at_work
 
@@ -56,7 +56,7 @@ def status(words: tuple[str, ...], check: bool, as_json: bool) -> int:
     if as_json:
         rows = [_supervisor_json(row, keeper) for row in supervisors]
         facts = {"database": database, "supervisors": rows, "queues": queues, "tasks": costs}
-        print(terminal.to_json(facts))
+        print(jsonpages.to_json(facts))
         return FINE
     print(f"Database  {terminal.short(database)}\n")
     if supervisors:
@@ -72,34 +72,34 @@ def status(words: tuple[str, ...], check: bool, as_json: bool) -> int:
 
 
 def _supervisor_json(row: SupervisorRow, keeper: Keeper | None) -> dict[str, Any]:
-    from forkrunner import terminal
+    from forkrunner import jsonpages
 
     ours = keeper is not None and keeper["supervisor"] == row.pid
     return {
         **{name: getattr(row, name) for name in ("id", "host", "pid", "target", "slots", "version")},
         "web": {name: keeper[name] for name in ("pid", "generation", "clients")} if keeper and ours else None,
-        "molds": terminal.molds_json(row),
-        "started_at": terminal.iso(row.started_at),
-        "lease_until": terminal.iso(row.lease_until),
+        "molds": jsonpages.molds_json(row),
+        "started_at": jsonpages.iso(row.started_at),
+        "lease_until": jsonpages.iso(row.lease_until),
     }
 
 
 def _print_supervisors(supervisors: Sequence[SupervisorRow], keeper: Keeper | None) -> None:
-    from forkrunner import terminal
+    from forkrunner import terminal, wording
 
     columns = ("HOST", "PID", "RUNS", "SLOTS", "MOLDS", "SINCE", "LEASE", "VERSION")
     table = terminal.Table(*columns, keep=("PID", "MOLDS"), drop=("VERSION", "SINCE", "HOST"))
     now = clock.utc()
     for row in supervisors:
-        lease = row.lease_until and terminal.distance(row.lease_until, now)
+        lease = row.lease_until and wording.distance(row.lease_until, now)
         over = row.lease_until is not None and row.lease_until < now
         table.add(
             row.host,
             row.pid,
             row.target,
             row.slots,
-            terminal.molds_words(row),
-            row.started_at and terminal.distance(row.started_at, now),
+            wording.molds_words(row),
+            row.started_at and wording.distance(row.started_at, now),
             f"over {lease}" if over else f"ends {lease}",
             row.version,
             colours={"LEASE": "red"} if over else None,
@@ -113,7 +113,7 @@ def _print_supervisors(supervisors: Sequence[SupervisorRow], keeper: Keeper | No
 
 
 def _print_queues(queues: Queues, costs: dict[str, dict[str, Any]]) -> None:
-    from forkrunner import terminal
+    from forkrunner import pages, terminal
     from forkrunner.asking import COSTS_OF
     from forkrunner.job import State
 
@@ -127,14 +127,12 @@ def _print_queues(queues: Queues, costs: dict[str, dict[str, Any]]) -> None:
         )
     print(table)
     if costs:
-        print(
-            f"\n{terminal.costs_of(costs)}\n\np50 / p95 / max of what the newest {COSTS_OF:,} attempts cost"
-        )
+        print(f"\n{pages.costs_of(costs)}\n\np50 / p95 / max of what the newest {COSTS_OF:,} attempts cost")
 
 
 def _check_for_supervisor(settings: Settings, as_json: bool) -> int:
     """Say whether a supervisor of this host holds its lease."""
-    from forkrunner import terminal
+    from forkrunner import jsonpages
     from forkrunner.identity import HOST
 
     with open_store(settings) as store:
@@ -144,7 +142,7 @@ def _check_for_supervisor(settings: Settings, as_json: bool) -> int:
         row for row in rows if row.host == HOST and row.lease_until is not None and row.lease_until > now
     ]
     if as_json:
-        print(terminal.to_json({"alive": bool(alive), "pids": [row.pid for row in alive]}))
+        print(jsonpages.to_json({"alive": bool(alive), "pids": [row.pid for row in alive]}))
     elif alive:
         print(f"a supervisor runs on {HOST}: pid {', '.join(str(row.pid) for row in alive)}")
     else:

@@ -98,7 +98,7 @@ def resume(words: tuple[str, ...], as_json: bool) -> int:
 
 def _for_each_id(words: tuple[str, ...], as_json: bool, act: Callable[[Store, str], tuple[str, str]]) -> int:
     """Do something to each job; one that refuses does not keep the others from it."""
-    from forkrunner.terminal import to_json
+    from forkrunner.jsonpages import to_json
 
     target, ids = target_and_ids(words)
     settings = find_settings(target)
