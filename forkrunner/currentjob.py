@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from . import clock
-from .arguments import plain_values
 from .current import current
+from .payload import plain_values
 from .safepoint import paused_seconds
 
 TYPE_CHECKING = False

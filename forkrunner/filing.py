@@ -7,9 +7,10 @@ import it, so it loads what is heavy when there is a file.
 
 from __future__ import annotations
 
-from .arguments import Misfit, describe
+from .describing import describe
 from .errors import FileError
 from .filenames import safe_name, suffix_of
+from .payload import Misfit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Files:
 
 
 class FileKind:
-    """What a parameter takes that is annotated with InputFile, or a function returns with OutputFile; see `arguments.Kind`."""
+    """What a parameter takes that is annotated with InputFile, or a function returns with OutputFile; see `plain.Kind`."""
 
     has_files = True
 

@@ -10,8 +10,8 @@ import json
 import time
 
 from . import clock
-from .arguments import plain_values
 from .errors import EnqueueError, JobNotFound, WaitTimeout
+from .payload import plain_values
 from .tasks import R, check_option
 
 TYPE_CHECKING = False

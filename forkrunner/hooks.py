@@ -7,7 +7,7 @@ before_exit  in each job's process, when its task has ended, also by an exceptio
 
 from __future__ import annotations
 
-from .arguments import describe
+from .describing import describe
 from .errors import ConfigError, TargetError
 
 TYPE_CHECKING = False

@@ -11,12 +11,13 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from forkrunner.config import SETTINGS, Settings
+from forkrunner.describing import closest
 from forkrunner.errors import ForkrunnerError, JobNotFound, JobStateError, TargetError
 from forkrunner.ids import is_id
 from forkrunner.sources import FROM_DEFAULT, load
@@ -157,15 +158,9 @@ def _target_message(error: TargetError) -> str:
             for entry in os.listdir()
             if entry.endswith(".py") or os.path.isdir(entry)
         ]
-        message += _did_you_mean(missing[2].partition(".")[0], names)
+        close = closest(missing[2].partition(".")[0], names)
+        message += f"; did you mean {close}?" if close else ""
     return message
-
-
-def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 # --------------------------------------------------------------------------- options

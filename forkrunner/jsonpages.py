@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from forkrunner.arguments import Misfit, check_json
+from forkrunner.payload import Misfit, check_json
 
 if TYPE_CHECKING:
     from forkrunner.job import Attempt, Row, SupervisorRow

@@ -11,7 +11,8 @@ import re
 import sys
 from _thread import allocate_lock
 
-from forkrunner.arguments import describe, did_you_mean, dump_named
+from forkrunner.arguments import dump_named
+from forkrunner.describing import describe, did_you_mean
 from forkrunner.errors import EnqueueError, JobNotFound
 from forkrunner.handle import Job
 from forkrunner.hooks import Hooks

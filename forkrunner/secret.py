@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 
-from forkrunner.arguments import Misfit, check_json
+from forkrunner.payload import Misfit, check_json
 from forkrunner.redaction import HIDDEN, MARK
 
 TYPE_CHECKING = False
@@ -56,7 +56,7 @@ class Secret:
 
 
 class Kind:
-    """What a parameter declared as Secret takes: see `arguments.Kind`."""
+    """What a parameter declared as Secret takes: see `plain.Kind`."""
 
     #: No error shows what was given; `Typed` has it too, where it holds one.
     secret = True

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 
 from .config import PREFIX, SETTINGS, Settings, refuse
+from .describing import closest
 from .errors import ConfigError
 
 #: Variables with our prefix that are no settings.
@@ -144,8 +145,5 @@ def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
 
 
 def _did_you_mean(name: str, prefix: str = "") -> str:
-    import difflib
-
-    for match in difflib.get_close_matches(name.lower().replace("-", "_"), SETTINGS, 1):
-        return f", did you mean {prefix}{match.upper() if prefix else match}?"
-    return ""
+    close = closest(name.lower().replace("-", "_"), SETTINGS)
+    return f", did you mean {prefix}{close.upper() if prefix else close}?" if close else ""

@@ -10,6 +10,7 @@ import json
 import re
 
 from forkrunner import arguments, units
+from forkrunner.describing import describe, did_you_mean
 from forkrunner.errors import (
     ArgumentError,
     ConfigError,
@@ -18,6 +19,7 @@ from forkrunner.errors import (
     TaskNotFound,
     UserError,
 )
+from forkrunner.payload import Misfit
 from forkrunner.redaction import SECRET_NAMES
 
 TYPE_CHECKING = False
@@ -66,7 +68,7 @@ def _whole(low: int, high: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:
         # bool is an int, but True attempts are a slip
         if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"expected a whole number from {low} to {high}, got {arguments.describe(value)}")
+            raise ValueError(f"expected a whole number from {low} to {high}, got {describe(value)}")
         return value
 
     return check
@@ -115,14 +117,14 @@ def _backoff(value: Any) -> float | list[float]:
 
 def _switch(value: Any) -> bool:
     if type(value) is not bool:
-        raise ValueError(f"expected True or False, got {arguments.describe(value)}")
+        raise ValueError(f"expected True or False, got {describe(value)}")
     return value
 
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         expected = "1 to 200 letters, digits or any of _ . : -"
-        raise ValueError(f"expected {expected}, got {arguments.describe(value)}")
+        raise ValueError(f"expected {expected}, got {describe(value)}")
     return value
 
 
@@ -130,7 +132,7 @@ def _exceptions(value: Any) -> tuple[type[BaseException], ...]:
     kinds = value if isinstance(value, (tuple, list)) else (value,)
     for kind in kinds:
         if not isinstance(kind, type) or not issubclass(kind, BaseException):
-            raise ValueError(f"expected types of exceptions, got {arguments.describe(kind)}")
+            raise ValueError(f"expected types of exceptions, got {describe(kind)}")
     return tuple(kinds)
 
 
@@ -216,7 +218,7 @@ def check_run_at(value: Any, task: str) -> datetime:
     from datetime import UTC, datetime
 
     if not isinstance(value, datetime):
-        got = arguments.describe(value)
+        got = describe(value)
         raise EnqueueError(f"task {task}: run_at: expected a datetime, got {got}", task=task)
     if value.utcoffset() is None:
         raise EnqueueError(
@@ -466,7 +468,7 @@ class Task(Generic[P, R]):
         value = json.loads(text)
         try:
             return self.signature.kind_of("return").load(value, files)
-        except arguments.Misfit:
+        except Misfit:
             return value
 
     def policy(self) -> dict[str, Any]:
@@ -552,7 +554,7 @@ class Registry(dict[str, "Task[..., Any]"]):
 
     def __missing__(self, name: str) -> Task[..., Any]:
         known = ", ".join(sorted(self)) or "none"
-        guess = arguments.did_you_mean(str(name), list(self))
+        guess = did_you_mean(str(name), list(self))
         raise TaskNotFound(f"there is no task {name!r}{guess} (known: {known})", name=name, task=name)
 
     def add(self, task: Task[..., Any]) -> None:
@@ -583,7 +585,7 @@ def _name_of(function: Any, name: Any) -> str:
     """
     problem = None
     if not isinstance(function, _FUNCTION):
-        problem = f"expected a function, got {arguments.describe(function)}"
+        problem = f"expected a function, got {describe(function)}"
         shown = "task"
     else:
         shown = f"task {function.__qualname__}"

@@ -17,9 +17,11 @@ from typing import Any
 
 import msgspec
 
-from forkrunner.arguments import MODEL_ADVICE, Misfit, check_json, describe, is_model, name_of, to_json, unfit
+from forkrunner.describing import MODEL_ADVICE, describe, is_model, name_of
 from forkrunner.errors import ConfigError
 from forkrunner.filing import Files, is_file, needed
+from forkrunner.payload import Misfit, check_json, to_json
+from forkrunner.plain import unfit
 
 _AT = re.compile(r"(.*?)(?: - at `(.*)`)?", re.DOTALL)
 

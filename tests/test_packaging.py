@@ -69,7 +69,7 @@ FUNCTIONS = {
 
 #: A module imports none from a higher floor (DESIGN section 5).
 FLOORS = [
-    {"errors", "clock", "units", "current", "ids", "job"},
+    {"errors", "clock", "units", "current", "ids", "job", "describing"},
     {
         "config",
         "kinds",
@@ -77,6 +77,8 @@ FLOORS = [
         "events",
         "tasks",
         "arguments",
+        "payload",
+        "plain",
         "typed",
         "children",
         "channel",

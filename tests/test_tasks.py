@@ -31,7 +31,8 @@ from hypothesis import strategies as st
 from sqlalchemy import orm
 
 from forkrunner import ArgumentError, ConfigError, EnqueueError, ForkrunnerError, Runner, TaskNotFound
-from forkrunner.arguments import MAX_DEPTH, Misfit, dump_named, parse
+from forkrunner.arguments import dump_named
+from forkrunner.payload import MAX_DEPTH, Misfit, parse
 from forkrunner.tasks import AsyncTask, Task
 
 if typing.TYPE_CHECKING:

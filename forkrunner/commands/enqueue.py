@@ -59,14 +59,14 @@ def enqueue(
     The arguments are one JSON object, parameter name → value; `-` reads it from standard input. They are checked
     against the task. With --database and no application they are not, and any name is taken.
     """
-    from forkrunner import arguments
+    from forkrunner.payload import Misfit, parse
     from forkrunner.runner import Runner
 
     target, task, text = target_and_call(words)
     settings = load_settings(target)
     try:
-        given = arguments.parse(_read_stdin() if text == "-" else text)
-    except arguments.Misfit as misfit:
+        given = parse(_read_stdin() if text == "-" else text)
+    except Misfit as misfit:
         raise usage_error(f"arguments: {misfit.message}; quote it as in '{{\"scale\": 2}}'") from None
     if settings.app is None and settings.source("database") == FROM_DEFAULT:
         need_app(settings, ", or name the database with --database")
