@@ -16,6 +16,7 @@ from . import (
     process,
 )
 from .child import Place, rehearse
+from .current import current
 from .errors import TargetError
 from .hooks import run_before_fork
 from .safety import Watch
@@ -121,6 +122,7 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int], watch: W
         from . import storage  # noqa: F401 - to be there when the job starts
     reserved = process.Reserved(fixed=2)
     place = Place(runner, reserved)
+    current.runner = runner
     shared = [fd for fd, _ in process.sockets_and_databases() if fd not in keep]
     if shared:
         place.reconnect.append(lambda: process.shield(shared))

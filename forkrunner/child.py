@@ -162,6 +162,8 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable
             if place.files is not None and place.files.rows:
                 header = _with_files(header, place.files.rows)
             report = REPORT_MARK + channel.pack_raw(header, result.encode())
+        if current.work is not None:
+            current.work.commit()
     except BaseException as error:  # noqa: BLE001 - how an attempt ends is judged here, and nowhere else
         report = REPORT_MARK + channel.pack(_judge(error, job, place.tasks[job["task"]]))
         error.__traceback__ = None
@@ -178,6 +180,9 @@ def _attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable
     else:
         while report:
             report = report[write(place.report_fd, report) :]
+    if current.work is not None:
+        # after the report, which must not wait for a database; before the hooks, which may want the same rows
+        current.work.drop()
     if place.before_exit:
         run_before_exit(place.before_exit, place.exit_timeout)
         flush_all()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Current:
-    __slots__ = ("arguments", "board", "job", "mold", "place", "told")
+    __slots__ = ("arguments", "board", "job", "mold", "place", "runner", "told", "work")
 
     def __init__(self) -> None:
         #: Header of the running job, as it came from the supervisor; None outside of a child.
@@ -26,6 +26,9 @@ class Current:
         self.place: dict[str, Any] | None = None
         #: The job has told its progress, which now is somewhere.
         self.told = False
+        #: Whose tasks these are, known before the fork; and its session (`session.Work`) once it has asked for one.
+        self.runner: Any = None
+        self.work: Any = None
 
 
 current = Current()

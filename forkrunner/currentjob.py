@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
+    from .session import Session
+
 
 class CurrentJob:
     """The job that this process runs."""
@@ -42,6 +44,24 @@ class CurrentJob:
     def cursor(self) -> Any:
         """What an earlier attempt gave to the safe point at which it left; None: begin at the beginning."""
         return None if self._cursor is None else json.loads(self._cursor)
+
+    def session(self) -> Session:
+        """Return a SQLAlchemy Session on the database of the jobs, the same at each call; the first one connects.
+
+        It is committed when the task has returned, and rolled back when the attempt ends in any other way, also by a cancel
+        or at a safe point: commit yourself what a cursor counts as done. In a replay nothing of it stays. For one thread at
+        a time, and for the job's own process only.
+        Raises:
+            RuntimeError: in a process that the job has forked, or outside of the job.
+        """
+        if current.work is None:
+            if current.runner is None or current.job is None:
+                raise RuntimeError("session(): this process runs no job")
+            from .session import Work
+
+            current.work = Work(current.runner.url, self.id)
+        session: Session = current.work.session()
+        return session
 
     @property
     def time_left(self) -> float | None:

@@ -37,7 +37,7 @@ LIBRARIES = {
         "wake",
         "migrations",
     }
-    | {"callers", "filerows", "postgresql", "revision", "sqlite", "transactions"},
+    | {"callers", "filerows", "postgresql", "revision", "session", "sqlite", "transactions"},
     "fsspec": {"storage"},
     "alembic": {"schema", "revision", "migrations"},
     "psycopg": {"postgresql", "wake"},
@@ -124,6 +124,7 @@ FLOORS = [
         "steps",
         "safepoint",
         "currentjob",
+        "session",
         "mail",
         "filerows",
         "files",
