@@ -112,5 +112,20 @@ async def _send(answer: Answer, request: Request, send: Send) -> None:
         for name, value in answer.get_wsgi_headers(request.environ)
     ]
     await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+    if answer.direct_passthrough:
+        await _send_file(answer, request, send)
+        return
     body = b"" if request.method == "HEAD" else answer.get_data()
     await send({"type": "http.response.body", "body": body})
+
+
+async def _send_file(answer: Answer, request: Request, send: Send) -> None:
+    loop = asyncio.get_running_loop()
+    pieces = iter(answer.response) if request.method == "GET" and answer.status_code != 304 else iter(())
+    try:
+        while piece := await loop.run_in_executor(None, next, pieces, b""):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        # also when the other side has gone
+        await loop.run_in_executor(None, answer.close)

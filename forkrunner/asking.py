@@ -20,9 +20,10 @@ from .access import Access
 from .batches import LIMITS, clean, new_row, pack
 from .callers import begin, connection_of, make_beside
 from .errors import EnqueueError, JobNotFound, JobStateError
+from .filenames import address
 from .job import Attempt, File, New, Outcome, Row, Standing, State
 from .schema import jobs
-from .statements import CHANNEL, JOB, WISH
+from .statements import CHANNEL, JOB, STANDING, WISH
 
 #: Of so many attempts is told what they cost.
 COSTS_OF = 10_000
@@ -102,7 +103,7 @@ class Asking(Access):
         rows = self._transactions.read(
             lambda connection: connection.execute(self._statements.standing, parameters).all()
         )
-        return {row[0]: Standing(row[0], State(row[1]), *row[2:]) for row in rows}
+        return {row[0]: _standing(row) for row in rows}
 
     def output(self, id: str, attempt: int) -> str | None:
         """Return what an attempt wrote, head and tail; None if it wrote no more than is in its `output_tail`."""
@@ -243,6 +244,13 @@ def _id(id: str) -> str:
         return str(UUID(id))
     except (ValueError, AttributeError, TypeError):
         raise JobNotFound(f"no job has the id {id!r}", id=id) from None
+
+
+def _standing(row: Sequence[Any]) -> Standing:
+    *facts, position, file = row
+    values = dict(zip(STANDING, facts, strict=True))
+    values |= {"state": State(values["state"]), "file": file and address(*file.split("/", 1))}
+    return Standing(**values, position=position)
 
 
 def _attempt(row: Sequence[Any]) -> Attempt:

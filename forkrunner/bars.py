@@ -92,7 +92,7 @@ class Objects(Lines):
         return view
 
     def say(self, id: str, view: View) -> None:
-        print(json.dumps(view))
+        print(json.dumps({name: value for name, value in view.items() if name != "file"}))
 
 
 class Bars(Lines):

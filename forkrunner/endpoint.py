@@ -2,6 +2,7 @@
 
     GET <mount>/<id>          one job
     GET <mount>?ids=a,b,c     many, in one question to memcached and at most one to the database
+    GET <mount>/files/<token>/<name>  a file of a result, for whoever knows its token
     GET <mount>/openapi.json  what is described there in full
     GET <mount>/<script>      the ES module for the browser, under a name that changes with its content
 
@@ -29,7 +30,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Request, Response
 
 from . import clock
-from .errors import StoreUnavailable
+from .downloads import download
+from .errors import FileMissing, StorageError, StoreUnavailable
 from .handle import Job
 from .ids import is_id
 from .openapi import LONGEST_WAIT, MOST_IDS, document
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
 #: Of no job: what is looked up for what is no id.
 _NOBODY = "ffffffff-ffff-7fff-bfff-ffffffffffff"
+_TOKEN = re.compile("[A-Za-z0-9_-]{43}")
+_AWAY = "the database does not answer, try again later"
 _ENDED = frozenset({"done", "failed", "cancelled"})
 _METHODS = "GET, HEAD, OPTIONS"
 _NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -87,8 +91,8 @@ class ProgressApp:
         """Prepare; nothing is connected before the first request.
 
         `authorize(request, job)` says whether the sender may see a job: false is answered as if there were none, and what it
-        raises of Werkzeug's HTTP exceptions is sent. `result_url` is a URL with `{id}` in it, or a function of the job; it goes
-        out with a job that is done. `cors` are the origins of other sites whose scripts may read (`"*"` for all; without cookies).
+        raises of Werkzeug's HTTP exceptions is sent; so with a file, whose address alone is not enough then. `result_url` is a URL with `{id}` in it, or a function of the job; it goes
+        out with a job that is done; without it a result that is one file has the address of that. `cors` are the origins of other sites whose scripts may read (`"*"` for all; without cookies).
         """
         self.runner = runner
         self._authorize = authorize
@@ -149,13 +153,18 @@ class ProgressApp:
             return Answer(text, headers={"Cache-Control": "no-cache"})
         if name.startswith("forkrunner") and name.endswith(".js"):
             return self._send_script(request, name)
+        if name.startswith("files/"):
+            try:
+                return self._file(request, name.split("/")[1])
+            except StoreUnavailable:
+                return _error(503, _AWAY, **{"Retry-After": "3"})
         wait = request.args.get("wait", "0")
         if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", wait):
             return _error(400, "wait: expected seconds, as in ?wait=20")
         try:
             return self._many(request) if not name else self._one(request, name)
         except StoreUnavailable:
-            return _error(503, "the database does not answer, try again later", **{"Retry-After": "3"})
+            return _error(503, _AWAY, **{"Retry-After": "3"})
 
     def _one(self, request: Request, name: str) -> Answer:
         id = name.lower()
@@ -163,7 +172,7 @@ class ProgressApp:
         view = self.runner.watcher.look_at(id if known else _NOBODY)
         if view is None or not known or not self._may_see(request, id):
             return _error(404, "there is no such job")
-        return _answer(request, self._dress(view), [view])
+        return _answer(request, self._dress(request, view), [view])
 
     def _many(self, request: Request) -> Answer:
         given = list(dict.fromkeys(filter(None, request.args.get("ids", "").lower().split(","))))
@@ -173,21 +182,37 @@ class ProgressApp:
         views = [found[id] for id in given if id in found and self._may_see(request, id)]
         seen = {view["id"] for view in views}
         missing = [id for id in given if id not in seen]
-        return _answer(request, {"jobs": [self._dress(view) for view in views], "missing": missing}, views)
+        return _answer(
+            request, {"jobs": [self._dress(request, view) for view in views], "missing": missing}, views
+        )
 
     def _may_see(self, request: Request, id: str) -> bool:
         return self._authorize is None or bool(self._authorize(request, Job(self.runner, id)))
 
-    def _dress(self, view: View) -> View:
+    def _file(self, request: Request, token: str) -> Answer:
+        file = self.runner.store.file(token) if _TOKEN.fullmatch(token) else None
+        if file is None or not self._may_see(request, file.job_id):
+            return _error(404, "there is no such file")
+        try:
+            return Answer.force_type(download(request, file, self.runner.storage), request.environ)  # type: ignore[return-value]
+        except FileMissing:
+            return _error(404, "there is no such file")
+        except StorageError:
+            return _error(503, "the file cannot be read, try again later", **{"Retry-After": "3"})
+
+    def _dress(self, request: Request, view: View) -> View:
         """Add what a web site says of a job that has ended."""
         if view["state"] == "failed":
             return view | {"error": public_error(view)}
-        if view["state"] == "done" and self._result_url is not None:
-            if isinstance(self._result_url, str):
-                return view | {"result_url": self._result_url.replace("{id}", view["id"])}
+        if view["state"] != "done":
+            return view
+        file = view.pop("file", None)
+        url = f"{request.root_path}/{file}" if file else None
+        if isinstance(self._result_url, str):
+            url = self._result_url.replace("{id}", view["id"])
+        elif self._result_url is not None:
             url = self._result_url(Job(self.runner, view["id"]))
-            return view | {"result_url": url} if url else view
-        return view
+        return view | {"result_url": url} if url else view
 
     def _allow_origin(self, request: Request, answer: Answer) -> None:
         if not self._origins:

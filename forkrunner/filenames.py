@@ -31,6 +31,13 @@ def guess_type(name: str) -> str:
     return kind if kind and not encoding else "application/octet-stream"
 
 
+def address(token: str, name: str) -> str:
+    """Return where a file can be downloaded, below the mount of the endpoint; the name in it is for people."""
+    from urllib.parse import quote
+
+    return f"files/{token}/{quote(display_name(name), safe='')}"
+
+
 def suffix_of(name: str) -> str:
     """Return what tells the kind of a file, as `.txt`, if it is fit for a name of our own; else nothing."""
     stem, dot, suffix = name.rpartition(".")

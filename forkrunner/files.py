@@ -19,7 +19,7 @@ from pathlib import Path, PosixPath
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self, cast
 
 from .errors import FileError
-from .filenames import display_name, guess_type, safe_name, suffix_of
+from .filenames import address, display_name, guess_type, safe_name, suffix_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,6 +233,11 @@ class OutputFile:
             raise FileError(f"{self.display_name} is not stored yet", file=self.display_name)
         return self._storage.open(self.sha256)
 
+    @property
+    def address(self) -> str | None:
+        """Where it can be downloaded, below the mount of the endpoint, by whoever knows it; None for one of the arguments."""
+        return None if self.token is None else address(self.token, self.display_name)
+
     def read(self) -> bytes:
         """Return the content. Raises StorageError."""
         with self.open() as stream:
@@ -266,6 +271,11 @@ class StoredFile:
     def open(self) -> IO[bytes]:
         """Open the content to be read. Raises StorageError."""
         return self._storage.open(self.sha256)
+
+    @property
+    def address(self) -> str | None:
+        """Where it can be downloaded, below the mount of the endpoint, by whoever knows it; None for one of the arguments."""
+        return None if self.token is None else address(self.token, self.display_name)
 
     def read(self) -> bytes:
         """Return the content. Raises StorageError."""

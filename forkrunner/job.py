@@ -375,6 +375,8 @@ class Standing:
     error: str | None
     #: How many jobs of its queue start before it, counted up to 1000; None unless it is pending.
     position: int | None
+    #: Where its result can be downloaded, below the mount of the endpoint, if that is one file; see `filenames.address`.
+    file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

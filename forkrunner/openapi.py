@@ -91,6 +91,17 @@ def _responses(schema: str, **others: str) -> dict[str, Any]:
     }
 
 
+_ERRORS = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+_FILE = {
+    "200": {"description": "The file, to be saved.", "content": {"*/*": {}}},
+    "206": {"description": "The part of it that `Range` names.", "content": {"*/*": {}}},
+    "304": {"description": "As `If-None-Match` says, it has not changed."},
+    "404": {"description": "There is no such file, or the sender may not see its job.", "content": _ERRORS},
+    "416": {"description": "The file has no such part."},
+    "503": {"description": "The database or the storage does not answer.", "content": _ERRORS},
+}
+
+
 def document(mount: str) -> dict[str, Any]:
     """Return the document of an endpoint that is mounted there."""
     one = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": _ID}}
@@ -127,6 +138,29 @@ def document(mount: str) -> dict[str, Any]:
                     "summary": "One job",
                     "parameters": [one, *_SINCE],
                     "responses": _responses("Job", **{"404": gone}),
+                }
+            },
+            "/files/{token}/{name}": {
+                "get": {
+                    "operationId": "file",
+                    "summary": "A file of a result",
+                    "parameters": [
+                        {
+                            "name": "token",
+                            "in": "path",
+                            "required": True,
+                            "description": "As in a `result_url`: who knows it may have the file.",
+                            "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{43}$"},
+                        },
+                        {
+                            "name": "name",
+                            "in": "path",
+                            "required": True,
+                            "description": "For people; any other leads to the same file.",
+                            "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.-]+$"},
+                        },
+                    ],
+                    "responses": _FILE,
                 }
             },
         },

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from .database import Database
-from .schema import ID, attempts, jobs, outputs, supervisors
+from .schema import ID, attempts, files, jobs, outputs, supervisors
 
 #: Of NOTIFY. The payload is the name of a queue that has a new job, or this: somebody wants something of a
 #: running job. No queue can be called so.
@@ -351,7 +351,13 @@ class Statements:
         )
         position = sa.select(sa.func.count()).select_from(few).scalar_subquery()
         columns = [jobs.c[name] for name in STANDING]
-        return sa.select(*columns, sa.case((jobs.c.state == _PENDING, position))).where(
+        file = (
+            sa.select(files.c.token + sa.literal_column("'/'", sa.Text) + files.c.name)
+            .where(files.c.job_id == jobs.c.id, files.c.place == sa.literal_column("'result'", sa.Text))
+            .scalar_subquery()
+        )
+        only_there = sa.case((jobs.c.state == _DONE, file))
+        return sa.select(*columns, sa.case((jobs.c.state == _PENDING, position)), only_there).where(
             jobs.c.id.in_(sa.bindparam("ids", expanding=True, type_=ID))
         )
 

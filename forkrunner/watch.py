@@ -6,6 +6,8 @@ Used by web servers, the command line and `Runner.progress`. What it returns is 
 
 and of a job that has failed by a UserError the text of that as `error`, with `user_error` true.
 
+A job whose result is one file has `file` too: its address below the mount of the endpoint, which knows it by that alone.
+
 `fraction` is 0…1, or None where nobody knows; `position` is the number of jobs that start before a pending one (counted up to
 1000); times are ISO 8601 in UTC; `eta_seconds` are from `updated_at` on.
 
@@ -144,6 +146,7 @@ def _of_row(row: Standing) -> View:
         "updated_at": _iso(row.finished_at or row.started_at or row.created_at),
         "eta_seconds": None,
         **by_user,
+        **({"file": row.file} if row.file else {}),
     }
 
 

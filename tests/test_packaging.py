@@ -158,7 +158,7 @@ FLOORS = [
         "testing",
         "__main__",
     }
-    | {"wsgi", "endpoint", "asgi", "openapi"},
+    | {"wsgi", "endpoint", "downloads", "asgi", "openapi"},
 ]
 
 #: What the process that forks every job is kept free of: a fork costs in proportion to its memory.
