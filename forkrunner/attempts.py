@@ -16,7 +16,7 @@ from . import clock, temporary
 from .job import Attempt, Ending, File, Outcome, Policy, after, user_sentence
 from .lease import HOST
 from .molds import FOREVER, Stage
-from .tasks import LIMITS
+from .options import LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,8 +11,9 @@ import time
 
 from . import clock
 from .errors import EnqueueError, JobNotFound, WaitTimeout
+from .options import check_option
 from .payload import plain_values
-from .tasks import R, check_option
+from .tasks import R
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from .files import StoredFile
     from .job import Attempt, Row, State
+    from .options import Duration
     from .runner import Runner
-    from .tasks import Duration
 else:
     from .tasks import Generic
 

@@ -17,18 +17,8 @@ from forkrunner.errors import EnqueueError, JobNotFound
 from forkrunner.handle import Job
 from forkrunner.hooks import Hooks
 from forkrunner.ids import is_id, new_id
-from forkrunner.tasks import (
-    COROUTINE,
-    DEFAULTS,
-    AsyncTask,
-    Call,
-    P,
-    R,
-    Registry,
-    Task,
-    check_option,
-    check_run_at,
-)
+from forkrunner.options import DEFAULTS, check_option, check_run_at
+from forkrunner.tasks import COROUTINE, AsyncTask, Call, P, R, Registry, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,9 +32,9 @@ if TYPE_CHECKING:
     from forkrunner.hooks import H
     from forkrunner.job import State
     from forkrunner.lifeline import Lifeline
+    from forkrunner.options import Duration, Size
     from forkrunner.storage import Storage
     from forkrunner.store import Store
-    from forkrunner.tasks import Duration, Size
     from forkrunner.watch import Watcher
 
     class Decorator(Protocol):

@@ -7,9 +7,8 @@ only checks. A row names a task: what is called is what is registered under that
 from __future__ import annotations
 
 import json
-import re
 
-from forkrunner import arguments, units
+from forkrunner import arguments
 from forkrunner.describing import describe, did_you_mean
 from forkrunner.errors import (
     ArgumentError,
@@ -19,26 +18,23 @@ from forkrunner.errors import (
     TaskNotFound,
     UserError,
 )
+from forkrunner.options import NAME, OF_CALLS, POLICY, UNSET, check_option, check_run_at
 from forkrunner.payload import Misfit
 from forkrunner.redaction import SECRET_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
     from typing import Any, Generic, ParamSpec, Self, TypeVar
 
     from forkrunner.filing import Files
     from forkrunner.handle import Job
+    from forkrunner.options import Duration, Size
     from forkrunner.runner import Runner
 
     P = ParamSpec("P")
     R = TypeVar("R")
-
-    #: Seconds, or text such as 500ms, 30s, 10m, 1h.
-    Duration = float | str | timedelta
-    #: Bytes, or text such as 512KiB, 200MB.
-    Size = int | str
 else:
 
     class Generic:
@@ -49,190 +45,9 @@ else:
 
     P = R = None
 
-#: Of tasks and queues: fit for a process title, a log line, a URL and a shell.
-_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
 #: Of code objects: `async def`, and the kinds of generators. From inspect, which is too heavy to import here.
 COROUTINE, _GENERATORS = 0x80, 0x20 | 0x200
 _FUNCTION = type(lambda: None)
-
-#: Not given, where None has a meaning of its own.
-UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET"})()
-#: A century, in seconds: beyond it lies a mistake, and the end of what can be added to a date.
-_LONGEST = 100 * 366 * 86400.0
-
-
-# --------------------------------------------------------------------------- options
-
-
-def _whole(low: int, high: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        # bool is an int, but True attempts are a slip
-        if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"expected a whole number from {low} to {high}, got {describe(value)}")
-        return value
-
-    return check
-
-
-def _seconds(value: Any) -> float:
-    if hasattr(value, "total_seconds"):
-        value = value.total_seconds()
-    if type(value) not in (int, float):
-        value = units.seconds(value)
-    if not 0 <= value <= _LONGEST:
-        raise ValueError(f"expected 0 seconds to {_LONGEST:.0f} (a century), got {value!r}")
-    return float(value)
-
-
-def _some_seconds(value: Any) -> float | None:
-    if value is None:
-        return None
-    seconds = _seconds(value)
-    if not seconds:
-        raise ValueError("expected more than 0 seconds, or None for no limit")
-    return seconds
-
-
-def _some_bytes(value: Any) -> int | None:
-    if value is None or (type(value) is int and 0 < value < 2**63):
-        number: int | None = value
-        return number
-    result = units.size(value)
-    if not result:
-        raise ValueError("expected more than 0 bytes, or None for no limit")
-    return result
-
-
-def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else check(value)
-
-
-def _backoff(value: Any) -> float | list[float]:
-    if isinstance(value, (list, tuple)):
-        if not value:
-            raise ValueError("expected at least one number of seconds, got none")
-        return [_seconds(item) for item in value]
-    return _seconds(value)
-
-
-def _switch(value: Any) -> bool:
-    if type(value) is not bool:
-        raise ValueError(f"expected True or False, got {describe(value)}")
-    return value
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        expected = "1 to 200 letters, digits or any of _ . : -"
-        raise ValueError(f"expected {expected}, got {describe(value)}")
-    return value
-
-
-def _exceptions(value: Any) -> tuple[type[BaseException], ...]:
-    kinds = value if isinstance(value, (tuple, list)) else (value,)
-    for kind in kinds:
-        if not isinstance(kind, type) or not issubclass(kind, BaseException):
-            raise ValueError(f"expected types of exceptions, got {describe(kind)}")
-    return tuple(kinds)
-
-
-#: Option → (check, whether a single call may override it: it is then kept in the row's `options`).
-_OPTIONS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
-    "name": (_name, False),
-    "queue": (_name, False),
-    "priority": (_whole(-(2**31), 2**31 - 1), False),
-    "max_attempts": (_whole(1, 2**31 - 1), True),
-    "max_crashes": (_whole(1, 2**31 - 1), True),
-    "backoff": (_backoff, True),
-    "backoff_cap": (_seconds, False),
-    "retry_for": (_exceptions, False),
-    "give_up_on": (_exceptions, False),
-    "timeout": (_some_seconds, True),
-    "grace": (_or_none(_seconds), True),
-    "memory": (_some_bytes, True),
-    "cpu_seconds": (_some_seconds, True),
-    "open_files": (_or_none(_whole(1, 2**20)), True),
-    "file_size": (_some_bytes, True),
-    "nice": (_or_none(_whole(-20, 19)), True),
-    "temporary_folder": (_switch, True),
-    "at_most_once": (_switch, False),
-    "requeue_on_reload": (_switch, False),
-    "delay": (_seconds, False),
-}
-
-DEFAULTS: Mapping[str, Any] = {
-    "name": None,
-    "queue": "default",
-    "priority": 0,
-    "max_attempts": 1,
-    "max_crashes": 3,
-    "backoff": 10.0,
-    "backoff_cap": 3600.0,
-    "retry_for": (Exception,),
-    "give_up_on": (),
-    "timeout": None,
-    "grace": None,
-    "memory": None,
-    "cpu_seconds": None,
-    "open_files": None,
-    "file_size": None,
-    "nice": None,
-    "temporary_folder": False,
-    "at_most_once": False,
-    "requeue_on_reload": False,
-}
-
-#: Limits of a job's process beside `timeout`: set in it before the task is called, and watched by the mold.
-LIMITS = ("memory", "cpu_seconds", "open_files", "file_size", "nice", "temporary_folder")
-
-#: What whoever runs the jobs must know of a task.
-_POLICY = (
-    "queue",
-    "max_attempts",
-    "max_crashes",
-    "backoff",
-    "backoff_cap",
-    "timeout",
-    "grace",
-    "at_most_once",
-    "requeue_on_reload",
-    *LIMITS,
-)
-
-
-def check_option(name: str, value: Any, task: str, error: type[ForkrunnerError] = ConfigError) -> Any:
-    """Return an option in its final form, or raise `error`."""
-    try:
-        return _OPTIONS[name][0](value)
-    except ValueError as reason:
-        raise error(
-            f"task {task}: {name}: {reason}", name=name, value=value, source=None, task=task
-        ) from None
-
-
-def check_run_at(value: Any, task: str) -> datetime:
-    """Return an aware moment.
-
-    Raises EnqueueError for a naive one, which could mean any.
-    """
-    from datetime import UTC, datetime
-
-    if not isinstance(value, datetime):
-        got = describe(value)
-        raise EnqueueError(f"task {task}: run_at: expected a datetime, got {got}", task=task)
-    if value.utcoffset() is None:
-        raise EnqueueError(
-            f"task {task}: run_at: expected an aware datetime, got the naive {value};"
-            " say datetime.now(UTC) + …, or value.astimezone() if it is local time",
-            task=task,
-        )
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise EnqueueError(f"task {task}: run_at: {value} is no date in UTC", task=task) from None
-
-
-# --------------------------------------------------------------------------- tasks
 
 
 class Task(Generic[P, R]):
@@ -335,7 +150,7 @@ class Task(Generic[P, R]):
         Raises ArgumentError.
         """
         bound = self.bound
-        overrides = {name: value for name, value in bound.items() if _OPTIONS.get(name, (None, False))[1]}
+        overrides = {name: value for name, value in bound.items() if name in OF_CALLS}
         if self.policy()["at_most_once"]:
             # in the row, for whoever rescues it may not know the task
             overrides["at_most_once"] = True
@@ -473,7 +288,7 @@ class Task(Generic[P, R]):
 
     def policy(self) -> dict[str, Any]:
         """Return the options that matter to who runs it, fit for JSON."""
-        found = {name: getattr(self, name) for name in _POLICY}
+        found = {name: getattr(self, name) for name in POLICY}
         if self.takes_files:
             # its copies of them are in there
             found["temporary_folder"] = True
@@ -594,7 +409,7 @@ def _name_of(function: Any, name: Any) -> str:
             problem = "expected a function that returns, got a generator, whose body would never run"
         elif owner and not owner.endswith("<locals>"):
             problem = f"expected a plain function, got one of class {owner}: a job has no instance of it"
-        elif name is None and not _NAME.fullmatch(function.__name__):
+        elif name is None and not NAME.fullmatch(function.__name__):
             problem = "has no name that fits a row (letters, digits, _ . : -); give it one with name="
     if problem:
         raise ConfigError(f"{shown}: {problem}", name="name", value=name, source=None)

@@ -76,6 +76,7 @@ FLOORS = [
         "sources",
         "events",
         "tasks",
+        "options",
         "arguments",
         "payload",
         "plain",

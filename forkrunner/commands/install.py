@@ -131,7 +131,7 @@ def _signature(name: str, function: Callable[..., Any]) -> str:
 
 def _options(facts: dict[str, Any]) -> str:
     """Word those options of a task that are not the usual ones."""
-    from forkrunner.tasks import DEFAULTS
+    from forkrunner.options import DEFAULTS
     from forkrunner.units import show_seconds, show_size
 
     words = []
