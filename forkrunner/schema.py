@@ -212,5 +212,10 @@ supervisors = sa.Table(
     sa.Column("molds", sa.Text),
 )
 
-# Alembic's own table, declared only to be read; Alembic makes it.
-version = sa.table(VERSION_TABLE, sa.column("version_num", sa.String))
+# Alembic's own table, as Alembic makes it.
+version = sa.Table(
+    VERSION_TABLE,
+    sa.MetaData(),
+    sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),
+)

@@ -13,20 +13,22 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import waitress
 
 from forkrunner import ForkrunnerError, Runner
+from forkrunner.keeper import at_work
 from forkrunner.units import mask
+from forkrunner.wsgi import start
 
+T = TypeVar("T")
 TARGET = "trackconvert.jobs:runner"
 #: So that the address is the same each time; another if it is taken.
 _PORT = 8000
@@ -87,7 +89,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def serve(host: str, port: int | None, seconds: float) -> NoReturn:
-    """Serve in the current folder until KeyboardInterrupt; or ChildProcessError, if the supervisor ends before."""
+    """Serve in the current folder until KeyboardInterrupt."""
     from trackconvert.jobs import runner
     from trackconvert.web.site import Site
 
@@ -97,17 +99,15 @@ def serve(host: str, port: int | None, seconds: float) -> NoReturn:
     listener = _listen(host, port)
     server = waitress.create_server(site, sockets=[listener], threads=6, ident="trackconvert")
     try:
-        with _supervisor(runner) as supervisor:
+        with _jobs(runner):
             address = f"[{host}]" if ":" in host else host
             print(
                 f"The site is at http://{address}:{listener.getsockname()[1]}/  (Ctrl-C ends it)", flush=True
             )
             print(f"Jobs are in {database}, files in {Path.cwd()}", flush=True)
             server.run()
-            # only here: waitress takes the KeyboardInterrupt for itself, to let its threads finish
-            if supervisor.poll() is None:
-                raise KeyboardInterrupt
-            raise _ended(supervisor)
+            # waitress takes the KeyboardInterrupt for itself, to let its threads finish
+            raise KeyboardInterrupt
     finally:
         server.close()
         listener.close()
@@ -127,48 +127,31 @@ def _listen(host: str, port: int | None) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _supervisor(runner: Runner) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a supervisor for as long as the block, from when it is ready; its log goes where ours does.
+def _jobs(runner: Runner) -> Iterator[None]:
+    """Run its jobs for as long as the block, started as every web site starts them; then end them at once.
 
-    If it ends by itself, KeyboardInterrupt ends the block. Raises ChildProcessError, if it does so before it is ready.
+    Without the last part they would have the grace period, from when this process is gone.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "forkrunner", "run", TARGET],
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
-        # Ctrl-C in the terminal is for us, and then it is told
-        process_group=0,
-    )
-
-    def ended(number: int, frame: FrameType | None) -> None:
-        if process.poll() is not None:
-            raise KeyboardInterrupt
-
-    ready = False
+    started = start(runner, TARGET)
     try:
-        while not ready:
-            if process.poll() is not None:
-                raise _ended(process)
-            ready = any(each.pid == process.pid for each in runner.store.supervisors())
-            time.sleep(0.02)
-        signal.signal(signal.SIGCHLD, ended)
-        yield process
+        if started:
+            _wait_for(lambda: at_work(runner.settings))
+        yield
     finally:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # an impatient second signal must not leave it behind
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
-        # INT kills its jobs; one that is still being loaded has none, and would print where it was
-        process.send_signal(signal.SIGINT if ready else signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()  # the kernel takes its jobs along
-            process.wait()
+        keeper = _wait_for(lambda: at_work(runner.settings)) if started else None
+        if keeper:
+            os.kill(keeper["pid"], signal.SIGINT)
+            _wait_for(lambda: not at_work(runner.settings))
 
 
-def _ended(process: subprocess.Popen[bytes]) -> ChildProcessError:
-    return ChildProcessError(f"the supervisor has ended, with status {process.returncode}")
+def _wait_for(fact: Callable[[], T], seconds: float = 20) -> T:
+    end = time.monotonic() + seconds
+    while not (found := fact()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
 
 
 if __name__ == "__main__":

@@ -153,6 +153,29 @@ def test_an_embedded_file_makes_itself(sqlite_database: str):
     store.close()
 
 
+def test_it_makes_what_the_migrations_would(sqlite_database: str, tmp_path: Path):
+    """Down to Alembic's own table; and without Alembic, which is large."""
+    code = "import sys; from forkrunner.store import Store; Store(sys.argv[1]).counts(); print('alembic' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, sqlite_database], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+    Store(f"sqlite:///{tmp_path}/migrated.db").migrate()
+    found = []
+    for url in (sqlite_database, f"sqlite:///{tmp_path}/migrated.db"):
+        engine = sa.create_engine(url)
+        with engine.connect() as connection:
+            table = "SELECT sql FROM sqlite_master WHERE name = 'forkrunner_version'"
+            words = re.sub(r"\s+", " ", connection.scalar(sa.text(table)) or "")
+            rows = connection.execute(sa.text("SELECT * FROM forkrunner_version")).all()
+            found.append((describe(connection), words, rows))
+        engine.dispose()
+    assert found[0] == found[1]
+    store = Store(sqlite_database)
+    assert store.migrate() == (schema.REVISION, schema.REVISION)
+    store.close()
+
+
 def test_tables_that_vanish_under_a_running_process(migrated: str):
     store = Store(migrated)
     store.counts()

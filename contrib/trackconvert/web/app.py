@@ -21,3 +21,5 @@ app = Site(
     # how long a conversion takes at least, seconds: to have something to look at
     demo_seconds=float(os.environ.get("TRACKCONVERT_DEMO_SECONDS", "0")),
 )
+# here, so that workers that are forked from one that has it all share it
+app.load()

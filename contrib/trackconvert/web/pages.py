@@ -39,6 +39,11 @@ class Pages:
         self._templates.filters |= {"ago": words.ago, "size": words.size, "seconds": words.seconds}
         self._templates.globals |= values
 
+    def load(self) -> None:
+        """Compile the templates, which otherwise happens when each is first needed."""
+        for name in self._templates.list_templates():
+            self._templates.get_template(name)
+
     def page(self, template: str, urls: MapAdapter, status: int = 200, **values: Any) -> Response:
         """Fill in a template; `url` in it builds addresses, `static` those of the files beside it."""
 

@@ -158,6 +158,12 @@ class Site:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return self._app(environ, start_response)
 
+    def load(self) -> None:
+        """Load what the first request would; nothing is connected."""
+        self._pages.load()
+        assert self._runner.watcher
+        assert self._runner.store
+
     def close(self) -> None:
         self._conversions.close()
 
