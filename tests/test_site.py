@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.cookiejar
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import sqlite3
 import urllib.request
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -23,7 +26,7 @@ from werkzeug.test import Client, TestResponse, stream_encode_multipart
 import trackconvert
 from forkrunner import Runner
 from tests.servers import Browser, Memcached, free_port
-from tests.support import Cli, Process, wait_until
+from tests.support import Cli, Process, alive, wait_until
 from trackconvert.web import site as site_module
 from trackconvert.web.conversions import KEPT, Conversions
 from trackconvert.web.site import Site
@@ -183,12 +186,18 @@ class Page:
         self.driver, self.browser, self.web = driver, browser, web
         driver.get(web.url)
 
-    def upload(self, *names: str, target: str = "nuke") -> None:
+    def choose(self, *names: str, target: str = "nuke") -> None:
         paths = "\n".join(str(self.browser.own(SAMPLES / name)) for name in names)
         self.driver.find_element(By.NAME, "files").send_keys(paths)
         self.driver.find_element(By.CSS_SELECTOR, f"option[value={target}]").click()
         assert [each.text.split()[0] for each in self.find("#chosen li")] == list(names)
-        self.find("button")[0].click()
+
+    def upload(self, *names: str, target: str = "nuke") -> None:
+        self.choose(*names, target=target)
+        self.find("#upload > button")[0].click()
+
+    def row(self, name: str) -> Any:
+        return self.find(f'.row[data-name="{name}"]')[0]
 
     def find(self, selector: str) -> list[Any]:
         found: list[Any] = self.driver.find_elements(By.CSS_SELECTOR, selector)
@@ -297,6 +306,142 @@ def test_without_scripts_everything_works_by_the_form_and_reloading(serve):
     assert "refresh" not in web.wait_page(page, "Download")
     assert web.upload("broken.txt", "orbit.3de.txt") == "/#conversions"
     assert len(re.findall("data-live", web.get("/"))) == 3
+
+
+# --------------------------------------------------------------------- how it looks
+
+SHOTS = ROOT / "build/screenshots"
+
+
+class Camera:
+    """Takes a page as a phone and a desk see it, by day and by night."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+        SHOTS.mkdir(parents=True, exist_ok=True)
+
+    def shoot(self, name: str) -> None:
+        for width, device in ((390, "phone"), (1280, "desk")):
+            for scheme in ("light", "dark"):
+                self._see_as(width, scheme)
+                size = self.driver.execute_script(
+                    "const e = document.documentElement; return [e.scrollWidth, e.scrollHeight]"
+                )
+                # nothing is cut off, and nothing has to be pushed sideways
+                assert size[0] <= width, f"{name} is {size[0]} wide on {width}"
+                self._see_as(width, scheme, max(700, min(size[1], 3000)))
+                self.driver.save_screenshot(str(SHOTS / f"site-{name}-{device}-{scheme}.png"))
+        self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+    def _see_as(self, width: int, scheme: str, height: int = 700) -> None:
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+        )
+        self.driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {
+                "features": [
+                    {"name": "prefers-color-scheme", "value": scheme},
+                    {"name": "prefers-reduced-motion", "value": "reduce"},
+                ]
+            },
+        )
+
+
+def test_every_state_is_shown_whole_on_a_phone_and_on_a_desk(serve, driver, browser):
+    web = serve("--seconds", 60, FORKRUNNER_SLOTS="1")
+    (supervisor,) = web.process.wait_ps("forkrunner: supervisor")
+    camera, page = Camera(driver), Page(driver, browser, web)
+    camera.shoot("nothing-yet")
+    first = page.browser.own(SAMPLES / "broken.txt")
+    many = [shutil.copy(first, first.with_name(f"shot{number}.txt")) for number in range(21)]
+    page.find("[name=files]")[0].send_keys("\n".join(map(str, many)))
+    wait_until(lambda: "Up to 20 files" in page.find("#problem")[0].text)
+    camera.shoot("too-much")
+    driver.refresh()
+
+    names = ("pan.pftrack4.2dt", "orbit.3de.txt", "handheld.shake.txt")
+    page.choose(*names)
+    camera.shoot("chosen")
+    page.find("form#upload button")[0].click()
+    wait_until(lambda: len(page.states()) == 3, message="the list")
+    running = "document.querySelectorAll('forkrunner-progress[state=running] progress[value]').length"
+    wait_until(lambda: driver.execute_script(f"return {running}") == 1, message="a bar")
+    camera.shoot("list-running")
+
+    # of each end one
+    driver.get(f"{web.url}/")
+    page.upload("broken.txt")
+    page.wait_states("pending")
+    camera.shoot("waiting")
+    page.find(".cancel button")[0].click()
+    page.wait_states("cancelled")
+    camera.shoot("cancelled")
+    driver.get(f"{web.url}/")
+    row = page.row("pan.pftrack4.2dt")
+    row.find_element(By.CSS_SELECTOR, ".name").click()
+    wait_until(lambda: driver.execute_script(f"return {running}") == 1, message="a bar")
+    camera.shoot("running")
+    page.find(".cancel button")[0].click()
+    page.wait_states("cancelled")
+    assert page.find("#told")[0].get_attribute("textContent") in ("", "pan.pftrack4.2dt: cancelled")
+    assert alive(supervisor)
+    # and from the list
+    driver.get(f"{web.url}/")
+    wait_until(lambda: driver.execute_script(f"return {running}") == 1, message="the next one")
+    page.row("orbit.3de.txt").find_element(By.CSS_SELECTOR, ".cancel button").click()
+    wait_until(lambda: page.states()[2] == "cancelled", message="the end")
+    assert page.errors() == []
+    driver.get(f"{web.url}/nothing/at/all")
+    camera.shoot("404")
+    web.process.signal(signal.SIGTERM)
+    finished(web)
+
+
+def test_how_it_ended_is_shown_whole_on_a_phone_and_on_a_desk(serve, driver, browser):
+    web = serve("--seconds", 0)
+    camera, page = Camera(driver), Page(driver, browser, web)
+    page.upload("stereo.pftrack5.2dt")
+    page.wait_states("done")
+    camera.shoot("done")
+    driver.get(f"{web.url}/")
+    page.upload("broken.txt")
+    page.wait_states("failed")
+    camera.shoot("refused")
+    driver.get(f"{web.url}/")
+    long = "a_file_of_a_person_who_likes_long_names_and_no_spaces_in_them_" * 2 + ".txt"
+    copy = page.browser.own(SAMPLES / "orbit.3de.txt")
+    copy = copy.rename(copy.with_name(long))
+    page.find("[name=files]")[0].send_keys(str(copy))
+    page.find("form#upload button")[0].click()
+    page.wait_states("done")
+    camera.shoot("long-name")
+    # a row that no site of this release has made; and then none at all
+    (database,) = web.process.folder.glob("forkrunner-demo-*/forkrunner.db")
+    statements = (
+        ("UPDATE trackconvert_conversions SET target = 'x' || target", "500"),
+        ("UPDATE trackconvert_conversions SET target = substr(target, 2)", ""),
+        ("ALTER TABLE trackconvert_conversions RENAME TO elsewhere", "503"),
+        ("ALTER TABLE elsewhere RENAME TO trackconvert_conversions", ""),
+    )
+    for statement, code in statements:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute(statement)
+            connection.commit()
+        if code:
+            driver.get(f"{web.url}/")
+            assert page.find(".code")[0].text == code
+            assert "Error" not in driver.page_source
+            camera.shoot(code)
+    web.process.wait_log("KeyError: 'xnuke'")
+    driver.get(f"{web.url}/")
+    wait_until(lambda: len(page.states()) == 3)
+    camera.shoot("list")
+    web.process.signal(signal.SIGTERM)
+    assert web.process.wait() == 130
+    web.process.wait_gone()
 
 
 # ----------------------------------------------------------- what it refuses; no process

@@ -3,6 +3,7 @@
     GET  /                        the form, and the visitor's conversions
     POST /                        an upload of one or several files
     GET  /conversions/<token>     one conversion, for the visitor who asked for it
+    POST /conversions/<token>     its end, before it has converted anything
     GET  /results/<token>/<name>  its result, for everybody who knows the address
     GET  /static/<name>           style sheet, script, icon
     GET  /progress/…              forkrunner's endpoint: what the bars in the pages ask
@@ -19,7 +20,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -29,6 +32,7 @@ from werkzeug.exceptions import (
     BadRequest,
     Forbidden,
     HTTPException,
+    InternalServerError,
     NotFound,
     RequestEntityTooLarge,
     ServiceUnavailable,
@@ -38,7 +42,7 @@ from werkzeug.routing import Map, MapAdapter, Rule
 from werkzeug.utils import send_file
 from werkzeug.wrappers import Request, Response
 
-from forkrunner import Runner, StoreError
+from forkrunner import JobNotFound, JobStateError, Runner, StoreError
 from forkrunner.wsgi import progress_app
 from trackconvert import FORMATS, ImageSize
 from trackconvert.web.conversions import KEPT, Conversion, Conversions, Upload
@@ -82,6 +86,10 @@ _ERRORS = {
     413: (
         "Too much at once",
         f"Up to {MOST_FILES} files are taken at once, {LARGEST_UPLOAD // 2**20} MiB in all.",
+    ),
+    500: (
+        "A mistake of ours",
+        "The site could not do this, and that is not your file's fault. It has been noted; please try again later.",
     ),
     503: ("Not now", "The database does not answer at the moment. Please try again in a few seconds."),
 }
@@ -136,6 +144,7 @@ class Site:
             Rule("/", endpoint="index", methods=["GET"]),
             Rule("/", endpoint="upload", methods=["POST"]),
             Rule("/conversions/<token>", endpoint="conversion", methods=["GET"]),
+            Rule("/conversions/<token>", endpoint="cancel", methods=["POST"]),
             Rule("/results/<token>/<name>", endpoint="result", methods=["GET"]),
             Rule("/static/<name>", endpoint="static", methods=["GET"]),
         ]
@@ -161,8 +170,7 @@ class Site:
     def load(self) -> None:
         """Load what the first request would; nothing is connected."""
         self._pages.load()
-        assert self._runner.watcher
-        assert self._runner.store
+        _ = self._runner.watcher, self._runner.store
 
     def close(self) -> None:
         self._conversions.close()
@@ -177,6 +185,10 @@ class Site:
                 response = self._refuse(visit, error)
             except (StoreError, OperationalError):
                 response = self._refuse(visit, ServiceUnavailable(retry_after=5))
+            except Exception:  # noqa: BLE001  # whatever it is, there is a page for it
+                # the log has all of it, the visitor nothing that could tell how the site is made
+                traceback.print_exc(file=environ["wsgi.errors"])
+                response = self._refuse(visit, InternalServerError())
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         return response(environ, start_response)
@@ -213,11 +225,28 @@ class Site:
         mine = self._conversions.recent(session, _LISTED) if session else []
         return self._page(visit, "index.html", cards=self._cards(visit, mine))
 
-    def on_conversion(self, visit: Visit, token: str) -> Response:
+    def _own(self, visit: Visit, token: str) -> Conversion:
+        """Return a conversion of this visitor; NotFound for those of others too."""
         found = self._conversions.get(token)
         session = _session(visit)
         if found is None or session is None or not self._conversions.is_of(session, found.job_id):
             raise NotFound
+        return found
+
+    def on_cancel(self, visit: Visit, token: str) -> Response:
+        visit.check_origin()
+        found = self._own(visit, token)
+        # what has ended meanwhile is shown as it ended
+        with suppress(JobNotFound, JobStateError):
+            self._runner.get(found.job_id).cancel(actor="visitor")
+        if visit.form.get("from") == "list":
+            address = visit.urls.build("index") + "#conversions"
+        else:
+            address = visit.urls.build("conversion", {"token": token})
+        return Response(status=303, headers={"Location": address})
+
+    def on_conversion(self, visit: Visit, token: str) -> Response:
+        found = self._own(visit, token)
         (card,) = self._cards(visit, [found])
         # of one that runs the database knows nothing that the bar does not
         job = self._runner.get(found.job_id) if card["state"] in ("done", "failed") else None
