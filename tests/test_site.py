@@ -184,6 +184,7 @@ class Page:
 
     def __init__(self, driver: Any, browser: Browser, web: Web) -> None:
         self.driver, self.browser, self.web = driver, browser, web
+        self.errors()  # of an earlier page
         driver.get(web.url)
 
     def choose(self, *names: str, target: str = "nuke") -> None:
