@@ -162,11 +162,45 @@ _LONG = {
     "test_trackconvert",
     "test_watch",
 }
+#: Files about what a version of Python decides: forks and the warnings at them, ctypes, signals and the exit of the
+#: interpreter, threads and asyncio, annotations and signatures, JSON and dates, tracebacks and stacks, what an import
+#: brings along, the command line. On the databases' side one kind is enough but where drivers are used directly.
+_CORE = {
+    "test_channel",
+    "test_children",
+    "test_cli",
+    "test_config",
+    "test_endings",
+    "test_hooks",
+    "test_job",
+    "test_loglines",
+    "test_packaging",
+    "test_progress",
+    "test_runner",
+    "test_store",
+    "test_tasks",
+    "test_wake",
+    "test_watch",
+    "test_wsgi",
+}
+_DRIVERS = {"test_store", "test_wake"}
+
+
+def _is_core(item: pytest.Item) -> bool:
+    name = item.path.stem
+    if item.get_closest_marker("slow") or item.get_closest_marker("timing"):
+        return False
+    if name not in _CORE and not item.get_closest_marker("core"):
+        return False
+    needs = item.get_closest_marker("postgresql") or "postgres" in getattr(item, "fixturenames", ())
+    return name in _DRIVERS or not needs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         name = item.path.stem
+        if _is_core(item):
+            item.add_marker(pytest.mark.core)
         if name in _LONG or (name == "test_endings" and "postgresql" in item.name):
             item.add_marker(pytest.mark.slow)
         for fixture in getattr(item, "fixturenames", ()):

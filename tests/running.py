@@ -26,11 +26,9 @@ from forkrunner.ids import new_id
 from forkrunner.job import ENDED, New, Row, State
 from forkrunner.store import Store
 from tests.support import APP, Cli, Process, alive, wait_until
+from tests.support import LONG as LONG
 
 SOURCE = Path(__file__).with_name("jobs_app.py")
-
-#: The other helpers and their servers share the machine: only a hang is longer, seconds.
-LONG = 60.0
 
 
 def line_of(mark: str) -> int:
@@ -89,7 +87,7 @@ class Bed:
 
         `before` is Python that runs in the process first, which then becomes the CLI by exec.
         """
-        pairs = {"slots": 2, "grace_period": 5, "log_level": "debug", **settings}
+        pairs = {"slots": 2, "grace_period": LONG / 2, "log_level": "debug", **settings}
         for name, value in pairs.items():
             flags += (f"--{name.replace('_', '-')}", value)
         python = None
@@ -274,7 +272,7 @@ class Bed:
 
 def check_gone(pids: Sequence[int]) -> None:
     """Check that none of these processes is left, or not for long."""
-    wait_until(lambda: not any(alive(pid) for pid in pids), 10, f"the end of {pids}")
+    wait_until(lambda: not any(alive(pid) for pid in pids), message=f"the end of {pids}")
 
 
 def tree_of(process: Process) -> tuple[int, int, list[int]]:

@@ -24,6 +24,10 @@ from tests.servers import tree
 
 T = TypeVar("T")
 
+#: How long anything is waited for, seconds: the machine may have other things to do, so only a hang is longer. A test
+#: that needs another limit says why.
+LONG = 60.0
+
 NURSERY = Path(__file__).with_name("nursery.py")
 
 #: The name under which an application given as a string is written; its target is then `jobs:runner`.
@@ -31,7 +35,7 @@ APP = "jobs.py"
 
 
 def wait_until(
-    predicate: Callable[[], T], timeout: float = 20, message: str = "", *, interval: float = 0.02
+    predicate: Callable[[], T], timeout: float = LONG, message: str = "", *, interval: float = 0.02
 ) -> T:
     """Call the predicate until its value is true, and return that value.
 
@@ -134,7 +138,7 @@ class Process:
             os.close(theirs)
         #: Of the command itself.
         self.pid = 0
-        self._read(20, lambda: self.pid)
+        self._read(LONG, lambda: self.pid)
 
     def _read(self, timeout: float, enough: Callable[[], object]) -> bool:
         """Read what the nursery says until it is enough or the nursery is gone; False: the timeout is over."""
@@ -186,7 +190,7 @@ class Process:
             one.pid for one in found if re.search(pattern, one.title) and titles.get(one.ppid) != one.title
         ]
 
-    def wait_log(self, pattern: str, timeout: float = 20) -> re.Match[str]:
+    def wait_log(self, pattern: str, timeout: float = LONG) -> re.Match[str]:
         """Wait until the output has this regular expression in it (multi-line mode).
 
         Raises AssertionError with the output if it ends or the timeout (seconds) is over first.
@@ -201,7 +205,7 @@ class Process:
                 raise AssertionError(f"no {pattern!r} in the output within {timeout} s\n{self.describe()}")
             time.sleep(0.02)
 
-    def wait_ps(self, pattern: str, timeout: float = 20, *, count: int = 1) -> list[int]:
+    def wait_ps(self, pattern: str, timeout: float = LONG, *, count: int = 1) -> list[int]:
         """Wait until at least that many titles have this regular expression in them, and return their pids."""
         end = time.monotonic() + timeout
         while True:
@@ -218,14 +222,14 @@ class Process:
         if self.running:
             os.kill(self.pid, signum)
 
-    def wait(self, timeout: float = 20) -> int:
+    def wait(self, timeout: float = LONG) -> int:
         """Return the exit status of the command; negative: the signal that killed it."""
         self._read(timeout, lambda: self.status is not None)
         if self.status is None:
             raise AssertionError(f"still running after {timeout} s\n{self.describe()}")
         return self.status
 
-    def wait_gone(self, timeout: float = 5) -> None:
+    def wait_gone(self, timeout: float = LONG) -> None:
         """Wait until nothing is left of the command and of all that it started."""
         if not self._read(timeout, lambda: False):
             raise AssertionError(f"left behind after {timeout} s\n{self.describe()}")
@@ -235,7 +239,7 @@ class Process:
         listing = "\n".join(map(str, self.ps())) or "(no process)"
         return f"$ {shown}  → {self.status}\n{listing}\n--- its output\n{self.log[-6000:]}"
 
-    def close(self, grace: float = 15) -> None:
+    def close(self, grace: float = LONG) -> None:
         """End it, by SIGTERM, then by SIGKILL to exactly what it started.
 
         Raises AssertionError if it took SIGKILL, or if something outlived the command.
@@ -250,7 +254,7 @@ class Process:
                     complaint = f"SIGTERM did not end it: {error}"
             if not complaint:
                 try:
-                    self.wait_gone()
+                    self.wait_gone(grace)
                 except AssertionError as error:
                     complaint = str(error)
         finally:
@@ -313,7 +317,7 @@ class Cli:
         app: str | None = None,
         env: Mapping[str, str] | None = None,
         python: list[str] | None = None,
-        timeout: float = 30,
+        timeout: float = LONG,
         status: int | None = 0,
     ) -> Finished:
         """Run `forkrunner ARGUMENTS…` to its end and return what it printed.

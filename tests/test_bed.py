@@ -97,7 +97,7 @@ def test_what_a_command_left_behind_is_found_and_killed(cli):
     assert process.wait() == 0
     assert [found.pid for found in process.ps()] == [orphan]
     with pytest.raises(AssertionError, match="left behind"):
-        process.close()
+        process.close(grace=0.5)
     assert not alive(orphan)
     process.wait_gone()
 

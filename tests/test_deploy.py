@@ -46,7 +46,7 @@ def test_three_hups_and_one_usr2_under_load(cli: Cli, postgresql_database: str) 
             due = int(now * RATE) - len(ids)
             if due > 0:
                 ids += bed.enqueue("work", {"seconds": 0.02}, count=due)
-            time.sleep(0.01)
+            time.sleep(0.01)  # jobs come at a rate: it is time that passes here, and nothing is waited for
         assert steps == []
         bed.wait_counts(done=len(ids), timeout=LONG)
         for word in words:

@@ -708,6 +708,7 @@ def test_kills_its_supervisor(sqlite_bed: Bed) -> None:
     bed.stop(supervisor)
 
 
+@pytest.mark.alone
 def test_is_killed_by_the_kernel_for_want_of_memory(cli: Cli, sqlite_database: str) -> None:
     with memory_cgroup(150 << 20) as join, Bed(cli, sqlite_database) as bed:
         if join is None:

@@ -42,10 +42,8 @@ def test_stop_the_mold_while_jobs_run(bed: Bed) -> None:
     stopped = time.monotonic()
     os.kill(mold, signal.SIGSTOP)
     supervisor.wait_log("mold 1 has said nothing for .* and is killed, with 2 attempts", LONG)
-    killed = time.monotonic()
-    assert killed - stopped < 3
     supervisor.wait_log("mold 2 is up", LONG)
-    assert time.monotonic() - killed < 1 + 0.5, "half a second more: the machine may be busy"
+    assert time.monotonic() - stopped < 9, "mold_timeout is 10 s by default"
     check_gone([mold, *children])
     bed.let_go()
     for id in ids:
@@ -233,7 +231,8 @@ import threading
 
 
 def grow():
-    time.sleep(2)
+    while not os.path.exists("grow"):
+        time.sleep(0.01)
     growth.append(bytearray(os.urandom(1) * (40 << 20)))
 
 
@@ -248,6 +247,9 @@ def test_molds_are_renewed_when_they_grow(cli: Cli, sqlite_database: str) -> Non
     with Bed(cli, sqlite_database) as bed:
         bed.cli.write((bed.folder / "jobs.py").read_text() + GROWS)
         supervisor = bed.start("--allow-threads", mold_growth="30MB")
+        # its loop has turned, and so it has looked at what the mold began with
+        bed.ended(bed.put("noop"))
+        (bed.folder / "grow").touch()
         supervisor.wait_log("mold 1 is renewed: it has grown by (39|4[0-9])", LONG)
         supervisor.wait_log("mold 2 is up", LONG)
         bed.stop(supervisor)
@@ -279,8 +281,14 @@ def test_one_of_two_hosts_is_frozen_for_1_6_leases(cli: Cli, postgresql_database
         ids = bed.enqueue("work", {"seconds": 1.5 * lease}, count=8, options={"max_crashes": 50})
         # and some that end while their supervisor cannot hear it
         ids += bed.enqueue("work", {"seconds": 0.4 * lease}, count=8, options={"max_crashes": 50})
+
+        def begun() -> int:
+            return len(re.findall(r"work \S+ started", outer.log))
+
+        had = 0
         for turn in range(1, 4):
-            bed.wait_noted("start", count=turn * 6)
+            # it has a lease again, and a job
+            wait_until(lambda had=had: begun() > had)  # type: ignore[misc]
             os.kill(frozen, signal.SIGSTOP)
             since = time.monotonic()
             wait_until(lambda since=since: time.monotonic() > since + 1.6 * lease)  # type: ignore[misc]
@@ -289,6 +297,9 @@ def test_one_of_two_hosts_is_frozen_for_1_6_leases(cli: Cli, postgresql_database
                 lambda turn=turn: len(re.findall("the lease was lost", outer.log)) >= turn,  # type: ignore[misc]
                 LONG,
             )
+            outer.wait_log(f"mold {turn + 1} is up", LONG)
+            had = begun()
+            # more than the other takes at once
             ids += bed.enqueue("work", {"seconds": 1.5 * lease}, count=2, options={"max_crashes": 50})
             ids += bed.enqueue("work", {"seconds": 0.3 * lease}, count=4, options={"max_crashes": 50})
         bed.wait_counts(done=len(ids), timeout=200)

@@ -135,7 +135,7 @@ def test_a_before_exit_hook_that_hangs_is_ended_and_changes_nothing(sqlite_bed: 
     bed = sqlite_bed
     supervisor = bed.start(env={"BEFORE_EXIT": how}, exit_timeout=0.3)
     id = bed.put("tell")
-    row = bed.ended(id, 10)
+    row = bed.ended(id)
     (attempt,) = row.attempts
     assert (row.state, attempt.outcome, attempt.exit_status) == (State.DONE, Outcome.DONE, 1)
     output = str(attempt.output_tail)

@@ -244,6 +244,7 @@ def start_another(size: int) -> int:
 """
 
 
+@pytest.mark.alone
 def test_the_kernel_holds_a_job_to_its_memory_in_a_group_of_its_own(cli: Cli, sqlite_database: str) -> None:
     with cgroup_folder() as folder:
         if folder is None:

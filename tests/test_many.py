@@ -143,7 +143,7 @@ def test_a_thousand_jobs_that_leak_leave_no_trace(bed: Bed) -> None:
             assert time.monotonic() < end, bed.describe()
             _defunct(supervisor, seen)
             assert max(seen.values(), default=0) < 5, f"defunct: {seen}\n{supervisor.describe()}"
-            time.sleep(0.1)
+            time.sleep(0.1)  # a zombie is one that several looks in a row find
         supervisor.wait_ps("forkrunner: spare$", LONG, count=2)
         # idle: what the mold shares with its children is then shared with the spares only
         wait_until(lambda: len(tree_of(supervisor)[2]) == 2, LONG)

@@ -358,6 +358,7 @@ STARTERS = {
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("starter", STARTERS)
 def test_the_starter_left_things_odd(sqlite_bed: Bed, starter: str) -> None:
     """Exit statuses are right, time limits strike, children die when they are told to, TERM ends it all."""

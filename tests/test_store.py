@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sqlite3
 import threading
 import time
@@ -55,8 +54,9 @@ from forkrunner.job import (
 )
 from forkrunner.schema import attempts, jobs
 from forkrunner.store import Store
+from tests.running import CuttingProxy
 from tests.servers import Postgres
-from tests.support import wait_until
+from tests.support import LONG, wait_until
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, 1, tzinfo=UTC)
 NEXT = {
@@ -550,7 +550,7 @@ def test_retry_begins_anew_with_the_next_number(store):
     assert caught.value.facts["state"] is State.BUSY
 
 
-@pytest.mark.parametrize("id", [str(uuid.uuid4()), "nonsense", "", "x' OR 1=1 --", "\0"])
+@pytest.mark.parametrize("id", [str(uuid.UUID(int=0)), "nonsense", "", "x' OR 1=1 --", "\0"])
 def test_no_such_job(store, id):
     for call in (store.get, store.retry, lambda id: store.cancel(id, None)):
         with pytest.raises(JobNotFound):
@@ -1189,56 +1189,10 @@ def test_a_terminated_backend_is_replaced(postgres: Postgres, postgresql_databas
     store.close()
 
 
-class CutProxy:
-    """Forwards to a server; after `cut` was set, passes the next message that has it on, and drops the answer."""
-
-    def __init__(self, upstream: tuple[str, int]) -> None:
-        self.upstream = upstream
-        self.cut = b""
-        self.hits = 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self.listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(self.upstream)
-            for source, target, out in ((near, far, True), (far, near, False)):
-                threading.Thread(target=self._pump, args=(source, target, out, near), daemon=True).start()
-
-    def _pump(self, source: socket.socket, target: socket.socket, out: bool, near: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                if out and self.cut and self.cut in data:
-                    self.cut = b""
-                    self.hits += 1
-                    near.shutdown(socket.SHUT_WR)  # the answer finds nobody
-                    target.sendall(data)
-                    time.sleep(0.2)
-                    break
-                target.sendall(data)
-        except OSError:
-            pass
-        for sock in (source, target):
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-        # the other direction's thread closes the other one
-        source.close()
-
-    def close(self) -> None:
-        self.listener.close()
-
-
 @pytest.fixture
-def proxied(postgres: Postgres, postgresql_database: str) -> Iterator[tuple[CutProxy, Store]]:
+def proxied(postgres: Postgres, postgresql_database: str) -> Iterator[tuple[CuttingProxy, Store]]:
     parts = urlsplit(postgresql_database)
-    proxy = CutProxy((parts.hostname or "", parts.port or 0))
+    proxy = CuttingProxy(parts.port or 0)
     store = Store(postgresql_database.replace(f":{parts.port}/", f":{proxy.port}/"), role="supervisor")
     store.migrate()
     store.register(supervisor_row("a"), 60)
@@ -1251,15 +1205,15 @@ def test_a_commit_whose_answer_is_lost_may_be_repeated(proxied):
     proxy, store = proxied
     put(store, 2)
     # the claim: rows are busy that we know nothing of
-    proxy.cut = b"COMMIT\0"
+    proxy.arm("COMMIT\0")
     with pytest.raises(StoreUnavailable):
         store.claim("a", 1, None, now=NOW)
-    assert proxy.hits == 1
+    assert proxy.cuts == 1
     ((job, attempt),) = store.busy("a")
     assert store.release("a", [(job, attempt)]) == 1
     # the outcome
     (claim,) = store.claim("a", 1, None, now=NOW)
-    proxy.cut = b"COMMIT\0"
+    proxy.arm("COMMIT\0")
     with pytest.raises(StoreUnavailable):
         store.finish([ending(claim)])
     assert store.finish([ending(claim)]) == set()
@@ -1267,9 +1221,9 @@ def test_a_commit_whose_answer_is_lost_may_be_repeated(proxied):
     assert (row.state, len(row.attempts)) == (State.DONE, 1)
     # an enqueue repeats by itself
     before = sum(store.counts()["default"].values())
-    proxy.cut = b"INSERT INTO forkrunner_jobs"
+    proxy.arm("INSERT INTO forkrunner_jobs")
     put(store)
-    assert proxy.hits == 3
+    assert proxy.cuts == 3
     assert sum(store.counts()["default"].values()) == before + 1
 
 
@@ -1320,17 +1274,17 @@ def test_a_locked_file_is_said_to_be_busy_at_once(sqlite_database: str, tmp_path
     with pytest.raises(StoreUnavailable) as caught:
         supervisor.claim("a", 1, None)
     assert caught.value.facts["busy"]
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2.5
     # reading needs no lock
     assert supervisor.counts() == {}
     client = Store(sqlite_database)
     threading.Timer(0.3, lambda: holder.interrupt()).start()
     thread = threading.Thread(target=put, args=(client,))
     thread.start()
-    time.sleep(0.3)
+    time.sleep(0.3)  # it must not give up in that time
     assert thread.is_alive()
     holder.execute("COMMIT")
-    thread.join(5)
+    thread.join(LONG)
     assert len(client.list()) == 1
     holder.close()
     client.close()

@@ -61,6 +61,7 @@ def test_usr2_while_idle(bed: Bed) -> None:
     bed.stop(supervisor)
 
 
+@pytest.mark.core
 def test_usr2_while_jobs_run(bed: Bed) -> None:
     """Twice; they go on, those that were claimed before and those that are claimed after, and time limits strike."""
     supervisor = bed.start(slots=4, lease=8, store_timeout=0.4, grace=0.3)
@@ -138,6 +139,7 @@ def _change(folder: Path, name: str, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+@pytest.mark.core
 def test_usr2_to_a_new_release(bed: Bed) -> None:
     """The code of before ran until now; the code that is installed now takes over."""
     supervisor = bed.start(env=_install(bed.folder))
@@ -236,6 +238,7 @@ def test_usr2_while_quiet(sqlite_bed: Bed) -> None:
     bed.stop(supervisor)
 
 
+@pytest.mark.core
 def test_signals_that_come_between_two_images(bed: Bed) -> None:
     """They wait: none has its default action, which would end it, and none is forgotten."""
     # each signal is sent from within, right before the exec, when nobody is there to handle it

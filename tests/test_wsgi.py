@@ -284,27 +284,26 @@ def test_a_long_poll_is_bounded(local):
     first = client.get(f"/jobs/{id}")
     etag = first.headers["ETag"]
     start = time.monotonic()
-    assert client.get(f"/jobs/{id}?wait=1&since=other").status_code == 200
+    assert client.get(f"/jobs/{id}?wait=20&since=other").status_code == 200
     assert client.get(f"/jobs/{new_id()}?wait=20").status_code == 404
     for bad in ("x", "-1", "1e9", "nan", "١"):
         assert client.get(f"/jobs/{id}?wait={bad}").status_code == 400
-    assert time.monotonic() - start < 0.9, "there was something to say at once"
+    assert time.monotonic() - start < 10, "there was something to say at once"
     holder = threading.Thread(
         target=client.get, args=(f"/jobs/{id}?wait=3",), kwargs={"headers": {"If-None-Match": etag}}
     )
     holder.start()
-    while client.application.mounts["/jobs"]._long_polls._value:
-        time.sleep(0.01)
+    wait_until(lambda: not client.application.mounts["/jobs"]._long_polls._value)
     start = time.monotonic()
     assert client.get(f"/jobs/{id}?wait=3&since={etag.strip(chr(34))}").status_code == 200
-    assert time.monotonic() - start < 1, "the one thread is taken"
+    assert time.monotonic() - start < 2.5, "the one thread is taken"
     holder.join()
     end(local.runner.store, claim, State.FAILED)
     local.runner.watcher._reader.drop(id)
     over = client.get(f"/jobs/{id}")
     start = time.monotonic()
     client.get(f"/jobs/{id}?wait=20&since={over.headers['ETag'].strip(chr(34))}")
-    assert time.monotonic() - start < 1, "of a job that has ended nothing is to be expected"
+    assert time.monotonic() - start < 10, "of a job that has ended nothing is to be expected"
 
 
 # -------------------------------------------------------------------------------- cost
