@@ -9,12 +9,16 @@ import os
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.servers import PACKAGES, Browser, Memcached, PgBouncer, Postgres, Server, find, tree
 from tests.support import Cli, alive, descendants, kill_all, wait_until
+
+if TYPE_CHECKING:
+    from tests.running import Bed
 
 #: Servers that must be there: a missing one fails its tests instead of skipping them.
 REQUIRED = frozenset(filter(None, os.environ.get("FORKRUNNER_REQUIRE", "").replace(" ", "").split(",")))
@@ -120,6 +124,30 @@ def cli(workdir: Path) -> Iterator[Cli]:
     cli = Cli(workdir)
     yield cli
     cli.close()
+
+
+@pytest.fixture
+def application() -> str | None:
+    """The source of the application in a `bed`; a file of tests that has its own overrides this."""
+    return None
+
+
+@pytest.fixture
+def bed(cli: Cli, database: str, application: str | None) -> Iterator[Bed]:
+    """An application, its jobs and its supervisors, on each kind of database in turn."""
+    from tests.running import Bed  # forkrunner comes with it
+
+    with Bed(cli, database, source=application) as bed:
+        yield bed
+
+
+@pytest.fixture
+def sqlite_bed(cli: Cli, sqlite_database: str, application: str | None) -> Iterator[Bed]:
+    """The same for what has nothing to do with the database."""
+    from tests.running import Bed
+
+    with Bed(cli, sqlite_database, source=application) as bed:
+        yield bed
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import sqlite3
 import threading
@@ -109,6 +110,15 @@ class Bed:
             assert process.wait(LONG) == status, process.describe()
             process.wait_gone()
         self.nothing_left()
+
+    def stopping(self, task: str) -> tuple[Process, str]:
+        """Return a supervisor that was told to stop, and its one job, of a task that runs until `let_go`."""
+        supervisor = self.start(grace_period=LONG)
+        id = self.put(task, {"path": self.path("go")})
+        self.wait_noted("start", id)
+        supervisor.signal(signal.SIGTERM)
+        supervisor.wait_log(r"stopping \(SIGTERM\)")
+        return supervisor, id
 
     def nothing_left(self) -> None:
         """Check that no file of a supervisor, no lease and no busy row is left."""

@@ -652,19 +652,6 @@ def test_the_log_has_one_line_for_each_attempt(endings: Endings) -> None:
 # ---------------------------------------------------------------- cases of their own making
 
 
-@pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database) as bed:
-        yield bed
-
-
-@pytest.fixture
-def sqlite_bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
-    """For what has nothing to do with the database."""
-    with Bed(cli, sqlite_database) as bed:
-        yield bed
-
-
 def test_is_cancelled_while_it_runs(bed: Bed) -> None:
     supervisor = bed.start(grace=1)
     id = bed.put("hold", {"path": bed.path("never")})

@@ -107,9 +107,8 @@ def loaded(some: int) -> list[str]:
 
 
 @pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database, source=SOURCE) as bed:
-        yield bed
+def application() -> str:
+    return SOURCE
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,19 +15,6 @@ from forkrunner.job import Outcome, State
 from tests.running import LONG, SOURCE, Bed, check_gone, tree_of
 from tests.servers import Postgres
 from tests.support import Cli, alive, wait_until
-
-
-@pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database) as bed:
-        yield bed
-
-
-@pytest.fixture
-def sqlite_bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
-    with Bed(cli, sqlite_database) as bed:
-        yield bed
-
 
 # ----------------------------------------------------------------------------- a mold hangs
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +73,8 @@ def source_with(text: str) -> str:
 
 
 @pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database, source=source_with(HOOKS)) as bed:
-        yield bed
-
-
-@pytest.fixture
-def sqlite_bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
-    with Bed(cli, sqlite_database, source=source_with(HOOKS)) as bed:
-        yield bed
+def application() -> str:
+    return source_with(HOOKS)
 
 
 # ----------------------------------------------------------------------------------- hooks

@@ -11,7 +11,6 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,12 +27,6 @@ THEN = {
     "timeout": ({"timeout": 1.5, "grace": GRACE}, Outcome.TIMED_OUT),
     "crash": ({"max_crashes": 1}, Outcome.CRASHED),
 }
-
-
-@pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database) as bed:
-        yield bed
 
 
 def pids_in(path: Path) -> list[int]:

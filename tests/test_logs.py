@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,13 +11,6 @@ from forkrunner.job import State, SupervisorRow
 from forkrunner.live import Live, NotHere
 from forkrunner.scratch import head_and_tail, scratch_file
 from tests.running import Bed
-from tests.support import Cli
-
-
-@pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database) as bed:
-        yield bed
 
 
 def numbers(text: str) -> list[int]:

@@ -10,20 +10,13 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from forkrunner.job import Outcome, State
 from tests.running import LONG, Bed, memory_of, tree_of
-from tests.support import Cli, Process, wait_until
-
-
-@pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database) as bed:
-        yield bed
+from tests.support import Process, wait_until
 
 
 def _each_exactly_once(bed: Bed, ids: list[str]) -> None:

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,15 +33,8 @@ def source(code: str) -> str:
 
 
 @pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database, source=source("old")) as bed:
-        yield bed
-
-
-@pytest.fixture
-def sqlite_bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
-    with Bed(cli, sqlite_database, source=source("old")) as bed:
-        yield bed
+def application() -> str:
+    return source("old")
 
 
 def reload(bed: Bed, supervisor: Process, code: str, generation: int) -> None:
@@ -177,11 +169,7 @@ def test_hup_while_quiet(sqlite_bed: Bed) -> None:
 
 def test_hup_while_stopping(sqlite_bed: Bed) -> None:
     bed = sqlite_bed
-    supervisor = bed.start(grace_period=60)
-    id = bed.put("which", {"path": bed.path("go")})
-    bed.wait_noted("start", id)
-    supervisor.signal(signal.SIGTERM)
-    supervisor.wait_log(r"stopping \(SIGTERM\)", LONG)
+    supervisor, id = bed.stopping("which")
     supervisor.signal(signal.SIGHUP)
     supervisor.wait_log("SIGHUP is ignored: it is stopping", LONG)
     bed.let_go()

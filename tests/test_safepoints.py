@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -170,16 +169,8 @@ def hold_within(path: str) -> float:
 
 
 @pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database, source=SOURCE.read_text() + TASKS) as bed:
-        yield bed
-
-
-@pytest.fixture
-def sqlite_bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
-    """For what has nothing to do with the database."""
-    with Bed(cli, sqlite_database, source=SOURCE.read_text() + TASKS) as bed:
-        yield bed
+def application() -> str:
+    return SOURCE.read_text() + TASKS
 
 
 def outcomes(row: Row) -> list[str]:

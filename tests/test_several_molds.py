@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,8 @@ def sell() -> str:
 
 
 @pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database, source=source("old")) as bed:
-        yield bed
-
-
-@pytest.fixture
-def sqlite_bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
-    with Bed(cli, sqlite_database, source=source("old")) as bed:
-        yield bed
+def application() -> str:
+    return source("old")
 
 
 def parents(supervisor: Process) -> list[int]:

@@ -12,7 +12,6 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,20 +19,6 @@ import pytest
 from forkrunner.job import Outcome, State
 from tests.running import LONG, Bed, check_gone, cpu_of, tree_of
 from tests.support import Cli, alive, wait_until
-
-
-@pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database) as bed:
-        yield bed
-
-
-@pytest.fixture
-def sqlite_bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
-    """For what has nothing to do with the database."""
-    with Bed(cli, sqlite_database) as bed:
-        yield bed
-
 
 # ---------------------------------------------------------------------------------- titles
 

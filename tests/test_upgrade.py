@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,18 +20,6 @@ from tests.servers import Postgres
 from tests.support import Cli, Process, alive, wait_until
 
 TAKEN_OVER = r"has taken over from \S+ in (\S+) s: (\d+) running"
-
-
-@pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database) as bed:
-        yield bed
-
-
-@pytest.fixture
-def sqlite_bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
-    with Bed(cli, sqlite_database) as bed:
-        yield bed
 
 
 def upgrade(supervisor: Process, times: int = 1) -> None:
@@ -211,11 +198,7 @@ def test_usr2_to_a_release_that_hangs(sqlite_bed: Bed) -> None:
 
 def test_usr2_while_stopping(sqlite_bed: Bed) -> None:
     bed = sqlite_bed
-    supervisor = bed.start(grace_period=60)
-    id = bed.put("hold", {"path": bed.path("go")})
-    bed.wait_noted("start", id)
-    supervisor.signal(signal.SIGTERM)
-    supervisor.wait_log(r"stopping \(SIGTERM\)", LONG)
+    supervisor, id = bed.stopping("hold")
     supervisor.signal(signal.SIGUSR2)
     supervisor.wait_log("SIGUSR2 is ignored: it is stopping", LONG)
     bed.let_go()
@@ -238,17 +221,18 @@ def test_usr2_while_quiet(sqlite_bed: Bed) -> None:
     bed.stop(supervisor)
 
 
+def _before_the_exec(folder: Path, code: str) -> dict[str, str]:
+    """Install a forkrunner that runs this right before it becomes the next one; return the environment for it."""
+    environ = _install(folder)
+    _change(folder, "process.py", "        os.execve(argv[0]", f"        {code}\n        os.execve(argv[0]")
+    return environ
+
+
 @pytest.mark.core
 def test_signals_that_come_between_two_images(bed: Bed) -> None:
     """They wait: none has its default action, which would end it, and none is forgotten."""
-    # each signal is sent from within, right before the exec, when nobody is there to handle it
-    env = _install(bed.folder)
-    _change(
-        bed.folder,
-        "process.py",
-        "        os.execve(argv[0]",
-        "        for n in (1, 12, 15, 17): os.kill(os.getpid(), n)\n        os.execve(argv[0]",
-    )
+    # each signal is sent from within, when nobody is there to handle it
+    env = _before_the_exec(bed.folder, "for n in (1, 12, 15, 17): os.kill(os.getpid(), n)")
     supervisor = bed.start(env=env)
     id = bed.put("hold", {"path": bed.path("go")})
     bed.wait_noted("start", id)
@@ -262,15 +246,8 @@ def test_signals_that_come_between_two_images(bed: Bed) -> None:
 
 
 def test_a_mold_dies_between_two_images(bed: Bed) -> None:
-    env = _install(bed.folder)
     # when the signals are blocked the mold dies, and its supervisor cannot know
-    _change(
-        bed.folder,
-        "process.py",
-        "        os.execve(argv[0]",
-        "        os.kill(children()[0], 9)\n        os.execve(argv[0]",
-    )
-    supervisor = bed.start(env=env)
+    supervisor = bed.start(env=_before_the_exec(bed.folder, "os.kill(children()[0], 9)"))
     id = bed.put("hold", {"path": bed.path("go")})
     bed.wait_noted("start", id)
     supervisor.signal(signal.SIGUSR2)

@@ -240,9 +240,8 @@ class Walk:
 
 
 @pytest.fixture
-def bed(cli: Cli, database: str) -> Iterator[Bed]:
-    with Bed(cli, database, source=APP) as bed:
-        yield bed
+def application() -> str:
+    return APP
 
 
 def test_lines_until_the_end(cli, bed):
