@@ -14,6 +14,7 @@ from . import clock, revision
 from .database import Database
 from .errors import StoreError
 from .filerows import FileRows
+from .oldrows import OldRows
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 from .statements import Statements
@@ -42,6 +43,7 @@ class Access:
         self._database: Database = kind(parsed, role, timeout)
         self._statements = Statements(self._database)
         self._files = FileRows(self._database)
+        self._old = OldRows(self._database)
         self._transactions = Transactions(self._database, role)
 
     def __repr__(self) -> str:

@@ -22,6 +22,7 @@ from .callers import begin, connection_of, make_beside
 from .errors import EnqueueError, JobNotFound, JobStateError
 from .filenames import address
 from .job import Attempt, File, New, Outcome, Row, Standing, State
+from .oldrows import Batch
 from .schema import jobs
 from .statements import CHANNEL, JOB, STANDING, WISH
 
@@ -122,9 +123,36 @@ class Asking(Access):
         """Return the file of a result that may be downloaded with this token; None if there is none."""
         return self._transactions.read(lambda connection: self._files.with_token(connection, token))
 
-    def note(self, name: str) -> str | None:
-        """Return what this installation knows of itself by a name; None if nothing."""
-        return self._transactions.read(lambda connection: self._files.note(connection, name))
+    def named(self, hashes: Collection[str]) -> set[str]:
+        """Return those of these hashes that some job has files of."""
+        return self._transactions.read(lambda connection: self._files.named(connection, hashes))
+
+    def database_id(self) -> str:
+        """Return what tells this database from all others."""
+        return self._transactions.read(lambda connection: self._files.note(connection, "database_id")) or ""
+
+    # -- what is kept no longer
+
+    def count_old(self, keep: float, keep_failed: float, *, now: datetime | None = None) -> int:
+        """Return how many jobs have ended longer ago than that, seconds; `keep_failed` is for those that failed."""
+        moment = self._moment(now)
+        return self._transactions.read(
+            lambda connection: self._old.count(connection, keep, keep_failed, moment)
+        )
+
+    def delete_old(
+        self, keep: float, keep_failed: float, *, after: str, limit: int, now: datetime | None = None
+    ) -> Batch:
+        """Delete up to `limit` jobs that have ended longer ago, with their attempts, outputs and rows of files.
+
+        One transaction. The oldest of those whose id sorts behind `after` go first; a job that is just made pending
+        again is passed over.
+        """
+        moment = self._moment(now)
+        return self._transactions.run(
+            lambda connection: self._old.delete(connection, keep, keep_failed, after, limit, moment),
+            repeat=True,
+        )
 
     def list(
         self, *, state: str | None = None, queue: str | None = None, task: str | None = None, limit: int = 50

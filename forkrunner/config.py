@@ -223,6 +223,19 @@ class Settings:
         secret=True,
     )
     file_limit = Setting(kinds.size(1, 2**50), 2**30, "Largest file of a job")
+    retention = Setting(
+        kinds.duration(0, 3_153_600_000),
+        7 * 86_400.0,
+        "How long jobs that are done or cancelled are kept, with their files; 0: for ever",
+    )
+    retention_failed = Setting(
+        kinds.duration(0, 3_153_600_000), 30 * 86_400.0, "How long jobs that failed are kept; 0: for ever"
+    )
+    prune_interval = Setting(
+        kinds.duration(0, 31_536_000),
+        3600.0,
+        "How often a supervisor has pruned what is kept no longer; 0: never, `forkrunner prune` does",
+    )
     progress_url = Setting(
         kinds.optional(kinds.text("memcached://HOST:PORT,…", "URL", kinds.as_memcached)),
         None,

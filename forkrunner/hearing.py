@@ -164,9 +164,7 @@ class Hearing:
     def find_storage(self) -> tuple[str, int]:
         """Say where the files of jobs are, and how large one may be."""
         settings = self.supervisor.settings
-        return locate(
-            settings.storage, settings.database, self.supervisor.foundry.folder
-        ), settings.file_limit
+        return locate(settings.storage, settings.database, os.getcwd()), settings.file_limit
 
     def find_groups(self) -> tuple[str, int]:
         """Look once where control groups can be made.

@@ -35,6 +35,12 @@ class _Sequence:
 _sequences: dict[int, _Sequence] = {}
 
 
+def first_after(seconds: float) -> str:
+    """Return what sorts before every id that is made from that moment on, seconds since 1970."""
+    text = f"{int(seconds * 1000):012x}"
+    return f"{text[:8]}-{text[8:12]}-7000-8000-000000000000"
+
+
 def new_id() -> str:
     """Make a UUIDv7 (RFC 9562): milliseconds since 1970, then 74 random bits.
 

@@ -122,6 +122,8 @@ class Orders:
             mold = self.supervisor.molds.with_pid(pid)
             if mold is not None:
                 self.supervisor.hearing.on_dead_mold(mold, how_it_ended(status))
+            elif pid == self.supervisor.housekeeping.pid:
+                self.supervisor.housekeeping.ended(status)
             elif pid == self.supervisor.upgrade.pid:
                 self.may_hand_over = (
                     self.supervisor.upgrade.ended(how_it_ended(status)) and self.stop_at == FOREVER

@@ -119,10 +119,10 @@ class Runner:
         """Where the files of jobs are, as this process sees it."""
         pid = os.getpid()
         if pid not in self._storages:
-            from forkrunner.storage import Storage, locate
+            from forkrunner.storage import open_storage
 
-            settings = self.settings
-            self._storages = {pid: Storage(locate(settings.storage, settings.database, self._folder))}
+            owner = lambda: self.store.database_id()  # noqa: E731 - the store of the process that asks
+            self._storages = {pid: open_storage(self.settings, self._folder, owner)}
         return self._storages[pid]
 
     def files(self) -> Files:

@@ -5,6 +5,7 @@ those of results) and by `prune`; never by a supervisor or a mold. The only file
 
     ab/abcdef…             content, by the first two digits of its hash and its hash; it never changes
     incoming/…             what is being stored; nobody else reads it, and what was left there by a death is pruned
+    database               the id of the database whose files these are, where somebody has chosen the storage
     bin/<seconds>-<hash>   what was to be deleted at that time, since 1970
 
 What always holds:
@@ -35,12 +36,16 @@ from .units import mask, show_size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .config import Settings
+
     #: A name and when it was last written, seconds since 1970; None where the storage does not say.
     Entry = tuple[str, float | None]
 
 #: How much is read at once, bytes.
 _PIECE = 1 << 20
 _SHA256 = re.compile("[0-9a-f]{64}")
+#: The file that says whose storage it is.
+_OWNER = "database"
 _BINNED = re.compile("([0-9]{1,12})-([0-9a-f]{64})")
 
 
@@ -60,9 +65,13 @@ class Backend(Protocol):
 class Storage:
     """The files of one database. Threads may share it; after a fork each process makes its own."""
 
-    def __init__(self, url: str) -> None:
-        """Name a folder, or a URL of fsspec; nothing is connected or made before the first use."""
+    def __init__(self, url: str, owner: Callable[[], str] | None = None) -> None:
+        """Name a folder, or a URL of fsspec; nothing is connected or made before the first use.
+
+        `owner` tells the database's id: then nothing is put where another database has its files.
+        """
         self.url = url
+        self._owner = owner
         self._backend: Backend | None = None
 
     def __repr__(self) -> str:
@@ -79,6 +88,7 @@ class Storage:
             FileError: there are more than `limit` bytes; nothing of them is kept.
             StorageError: they cannot be stored.
         """
+        self.claim()
         try:
             with self._telling("store a file"):
                 backend = self._open()
@@ -170,7 +180,38 @@ class Storage:
         except Exception:  # noqa: BLE001 - words for an error that is under way
             return f"{self}/{_final(sha256)}"
 
-    # -- for prune
+    def claim(self) -> None:
+        """See once that this is no other database's storage, whose pruning would delete our files; make it ours if it is new.
+
+        Raises StorageError.
+        """
+        if self._owner is None:
+            return
+        own = self._owner()
+        with self._telling("store a file"):
+            backend = self._open()
+            if not backend.has(_OWNER):
+                incoming = f"incoming/{os.urandom(16).hex()}"
+                with backend.make(incoming) as out:
+                    out.write(own.encode())
+                    backend.keep(out)
+                backend.move(incoming, _OWNER)
+            with backend.read(_OWNER) as stream:
+                found = stream.read(100).decode("ascii", "replace")
+        if found != own:
+            raise StorageError(
+                f"{self} has the files of another database ({found[:40]!r} in {self._open().place(_OWNER)}, expected {own!r}):"
+                " each needs a `storage` of its own. If that database is gone, delete that file.",
+                place=str(self),
+            )
+        self._owner = None
+
+    # -- for prune: what another one has deleted meanwhile is deleted
+
+    def is_there(self) -> bool:
+        """Say whether anything was ever put here. Raises StorageError."""
+        backend = self._open()
+        return not isinstance(backend, Folder) or os.path.isdir(backend.path)
 
     def old(self, seconds: float) -> Iterator[list[str]]:
         """Yield hashes of content that was stored longer ago than that, by the hundred."""
@@ -187,7 +228,7 @@ class Storage:
 
     def throw_away(self, sha256: str) -> None:
         """Put content into the bin, from where it is deleted, or comes back, after an hour."""
-        with self._telling("delete a file"):
+        with self._telling("delete a file"), contextlib.suppress(FileNotFoundError):
             self._open().move(_final(sha256), f"bin/{clock.wall():.0f}-{sha256}")
 
     def thrown_away(self, seconds: float) -> list[tuple[str, str]]:
@@ -199,7 +240,7 @@ class Storage:
 
     def take_back(self, name: str, sha256: str) -> None:
         """Put content from the bin where it was."""
-        with self._telling("restore a file"):
+        with self._telling("restore a file"), contextlib.suppress(FileNotFoundError):
             if self._open().has(_final(sha256)):
                 self._open().remove(name)
             else:
@@ -207,7 +248,7 @@ class Storage:
 
     def delete(self, name: str) -> None:
         """Delete content from the bin, for good."""
-        with self._telling("delete a file"):
+        with self._telling("delete a file"), contextlib.suppress(FileNotFoundError):
             self._open().remove(name)
 
     def tidy(self, seconds: float) -> int:
@@ -216,7 +257,8 @@ class Storage:
         with self._telling("list files"):
             for name, written in list(self._open().list("incoming")):
                 if written is not None and written < before:
-                    self._open().remove(f"incoming/{name}")
+                    with contextlib.suppress(FileNotFoundError):
+                        self._open().remove(f"incoming/{name}")
                     count += 1
         return count
 
@@ -461,6 +503,15 @@ def _written(entry: dict[str, Any]) -> float | None:
 
 
 # -- where
+
+
+def open_storage(settings: Settings, folder: str, owner: Callable[[], str] | None = None) -> Storage:
+    """Return the storage of a database, as settings say; see `locate`.
+
+    Where nobody has named it, it lies where its database says, and cannot be another's.
+    """
+    url = locate(settings.storage, settings.database, folder)
+    return Storage(url, owner if settings.storage else None)
 
 
 def local_path(url: str) -> str | None:

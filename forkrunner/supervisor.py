@@ -31,6 +31,7 @@ from .errors import StoreError, StoreUnavailable
 from .foundry import Foundry
 from .handover import Upgrade
 from .hearing import Hearing
+from .housekeeping import Housekeeping
 from .lease import Lease
 from .molds import FOREVER, targets_of
 from .notify import Notifier
@@ -77,6 +78,7 @@ class Supervisor:
         self.renewal = Renewal(self)
         self.rows = Rows(self)
         self.wishes = Wishes(self)
+        self.housekeeping = Housekeeping(self)
         self.outage = Outage()
         self.store: Store | None = None
         self.lease: Lease
@@ -128,6 +130,7 @@ class Supervisor:
                     self.renewal.rescue(now)
                     self.rows.turn(now)
                     self.wishes.pass_on(now)
+                self.housekeeping.care(now)
                 self.orders.proceed(now)
                 self.send(now)
                 self.upgrade.check(now)
@@ -217,6 +220,7 @@ class Supervisor:
             self.orders.stop_due(), self.upgrade.due, self.notifier.due, max(rows, self.outage.retry_at)
         )
         due = min(due, self.foundry.next_due(self.settings), self.hearing.watch_at)
+        due = min(due, FOREVER if self.housekeeping.pid else self.housekeeping.due)
         if self.attempts.running:
             due = min(due, self.title_at, self.renewal.fence_at)
         # what is due and not done would make the loop spin

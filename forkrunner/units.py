@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-DURATIONS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+DURATIONS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 SIZES = {
     "TiB": 2**40,
     "TB": 10**12,
@@ -32,11 +32,11 @@ _LARGEST = 10**15
 
 
 def seconds(value: object) -> float:
-    """Return a duration in seconds from a number of seconds or from text: 500ms, 30s, 10m, 1h.
+    """Return a duration in seconds from a number of seconds or from text: 500ms, 30s, 10m, 1h, 7d.
 
     Raises ValueError, with one line that says what was expected and what was got.
     """
-    expected = "seconds as a number, or text like 500ms, 30s, 10m, 1h"
+    expected = "seconds as a number, or text like 500ms, 30s, 10m, 1h, 7d"
     return _quantity(value, (int, float), _DURATION, DURATIONS, expected)
 
 
@@ -64,7 +64,9 @@ def _quantity(
 
 
 def show_seconds(value: float) -> str:
-    """Word a duration so that `seconds` reads it back: 0.5s, 90s, 10m, 1h."""
+    """Word a duration so that `seconds` reads it back: 0.5s, 90s, 10m, 1h, 24h, 7d."""
+    if value > 86_400 and value % 86_400 == 0:
+        return f"{value / 86_400:.0f}d"
     for unit, factor in (("h", 3600), ("m", 60)):
         if value and value % factor == 0:
             return f"{value / factor:.0f}{unit}"

@@ -54,6 +54,9 @@ SAMPLES = {
     "argument_limit": Sample("512KiB", "512kib", 524_288, "1 apple"),
     "storage": Sample("s3://b/f", " s3://b/f ", "s3://b/f", "memory://x"),
     "file_limit": Sample("5GB", "5GB", 5_000_000_000, -1),
+    "retention": Sample("2d", "48h", 172_800.0, -1),
+    "retention_failed": Sample(0, "0", 0.0, "a week"),
+    "prune_interval": Sample("10m", "600", 600.0, "400d"),
     "progress_url": Sample(
         "memcached://h:1,i", "memcached://h:1,i", "memcached://h:1,i:11211", "redis://u:pw@h"
     ),
@@ -263,6 +266,7 @@ def test_settings_are_read_only() -> None:
         ("10m", 600),
         ("1h", 3600),
         ("1H", 3600),
+        ("7d", 604_800),
     ],
 )
 def test_seconds(given: object, expected: float) -> None:
@@ -273,7 +277,7 @@ def test_seconds(given: object, expected: float) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [-1, "-1", True, None, "", "s", "1d", "1h30m", "1.", float("nan"), float("inf"), 10**400, "9" * 400],
+    [-1, "-1", True, None, "", "s", "1w", "1h30m", "1.", float("nan"), float("inf"), 10**400, "9" * 400],
 )
 def test_no_seconds(given: object) -> None:
     with pytest.raises(

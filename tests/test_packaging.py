@@ -37,7 +37,7 @@ LIBRARIES = {
         "wake",
         "migrations",
     }
-    | {"callers", "filerows", "postgresql", "revision", "session", "sqlite", "transactions"},
+    | {"callers", "filerows", "oldrows", "postgresql", "revision", "session", "sqlite", "transactions"},
     "fsspec": {"storage"},
     "alembic": {"schema", "revision", "migrations"},
     "psycopg": {"postgresql", "wake"},
@@ -62,7 +62,7 @@ FUNCTIONS = {
     },
     "signal.pidfd_send_signal": {"process"},
     # for the caller, who asked for it: Job.wait, Watcher.follow, `log -f`, a long poll
-    "time.sleep": {"endpoint", "handle", "logs", "watch"},
+    "time.sleep": {"pruning", "endpoint", "handle", "logs", "watch"},
     "time.time": {"clock"},
     "time.monotonic": {"clock"},
 }
@@ -128,6 +128,7 @@ FLOORS = [
         "session",
         "mail",
         "filerows",
+        "oldrows",
         "files",
         "storage",
     },
@@ -144,6 +145,7 @@ FLOORS = [
         "handle",
         "watch",
     }
+    | {"housekeeping", "pruning"}
     | {"attempts", "hearing", "orders", "renewal", "rows", "waking", "wishes"}
     | {"hooks", "safety", "loglines", "lifeline", "keeper", "webservers", "alongside"},
     {
