@@ -1,4 +1,4 @@
-"""gunicorn with start(runner) in site.py; HUP reloads the site and its jobs."""
+"""gunicorn with start(runner) in wsgi.py; HUP reloads the site and its jobs."""
 
 bind = "127.0.0.1:8000"
 workers = 2

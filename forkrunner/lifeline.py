@@ -147,7 +147,9 @@ class Lifeline:
 def _is_spawned_worker() -> bool:
     """Say whether multiprocessing has started this process, as uvicorn does: a new program, and a worker all the same."""
     module = sys.modules.get("multiprocessing.process")
-    return module is not None and module.parent_process() is not None
+    parent = module.parent_process() if module is not None else None
+    # that one may have been killed, and ours be init, which is nobody's master
+    return parent is not None and parent.pid == os.getppid()
 
 
 def _is_setting(name: str) -> bool:

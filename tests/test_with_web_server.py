@@ -157,6 +157,12 @@ def uvicorn(workers: int) -> Kind:
 
 
 WAITRESS = Kind(("-m", "waitress", "--listen=127.0.0.1:{port}", "site1:app"), reload=None)
+GRANIAN = Kind(
+    (*("-m", "granian", "--interface", "wsgi", "--port", "{port}", "--workers", "2", "--respawn-failed-workers"),
+     *("--workers-kill-timeout", "3", "site1:app")),
+    2,
+    workers_stay=True,
+)  # fmt: skip
 LIGHTTPD_FASTCGI = Kind(
     become(find("lighttpd") or "", "-D", "-f", "lighttpd.conf"),
     2,
@@ -182,6 +188,7 @@ MORE = {
     "gunicorn-gthread-1-preload": gunicorn("gthread", 1, preload=True),
     "gunicorn-gthread-4": gunicorn("gthread", 4),
     "gunicorn-gevent-2": gunicorn("gevent", 2),
+    "granian-2": GRANIAN,
     "uwsgi-touch-lazy": uwsgi("touched", "--lazy-apps"),
     "uwsgi-wheel-threads": wheel("--enable-threads", "--threads", "2"),
     "uvicorn-2": uvicorn(2),
