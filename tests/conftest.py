@@ -9,19 +9,16 @@ import os
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from tests.servers import PACKAGES, Browser, Memcached, PgBouncer, Postgres, Server, find, tree
-from tests.support import Cli, alive, descendants, kill_all, wait_until
+from tests.support import MISSING, REQUIRED, Cli, alive, descendants, kill_all, need, wait_until
 
 if TYPE_CHECKING:
     from tests.running import Bed
-
-#: Servers that must be there: a missing one fails its tests instead of skipping them.
-REQUIRED = frozenset(filter(None, os.environ.get("FORKRUNNER_REQUIRE", "").replace(" ", "").split(",")))
 
 # Before anything of forkrunner is imported: no setting of the machine reaches a test.
 for _name in [name for name in os.environ if name.startswith("FORKRUNNER_")]:
@@ -33,7 +30,6 @@ os.environ.pop("PYTHONUNBUFFERED", None)
 settings.register_profile("forkrunner", deadline=None)
 settings.load_profile("forkrunner")
 
-_MISSING = "server missing: "
 #: Fixture → the marker of each test that uses it, and the package that it needs.
 _FIXTURES = {
     "postgres": "postgresql",
@@ -47,12 +43,17 @@ _servers: list[Server] = []
 
 
 def _need(name: str) -> None:
-    if find(PACKAGES[name]) is None:
-        if name in REQUIRED:
-            pytest.fail(
-                f"{name} is required by FORKRUNNER_REQUIRE; scripts/strap --servers says what to install"
-            )
-        pytest.skip(_MISSING + name)
+    need(name, find(PACKAGES[name]))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # in a process of `-n`, whose environment was cleared before it was started
+    REQUIRED.update(getattr(config, "workerinput", {}).get("required", ()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["required"] = sorted(REQUIRED)
 
 
 def _serve(server: Server) -> Iterator[Server]:
@@ -255,8 +256,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
     yield
     skipped: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", ()):
-        if isinstance(report.longrepr, tuple) and _MISSING in report.longrepr[2]:
-            skipped[report.longrepr[2].partition(_MISSING)[2]] += 1
+        if isinstance(report.longrepr, tuple) and MISSING in report.longrepr[2]:
+            skipped[report.longrepr[2].partition(MISSING)[2]] += 1
     if skipped:
         counted = ", ".join(f"{name} ({count} tests skipped)" for name, count in sorted(skipped.items()))
-        terminalreporter.line(f"servers missing: {counted}", red=True, bold=True)
+        terminalreporter.line(f"{MISSING}{counted}", red=True, bold=True)

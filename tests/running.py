@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -26,7 +28,7 @@ from forkrunner.errors import StoreUnavailable
 from forkrunner.ids import new_id
 from forkrunner.job import ENDED, New, Row, State
 from forkrunner.store import Store
-from tests.support import APP, Cli, Process, alive, wait_until
+from tests.support import APP, Cli, Process, alive, need, wait_until
 from tests.support import LONG as LONG
 
 SOURCE = Path(__file__).with_name("jobs_app.py")
@@ -283,6 +285,20 @@ class Bed:
 def check_gone(pids: Sequence[int]) -> None:
     """Check that none of these processes is left, or not for long."""
     wait_until(lambda: not any(alive(pid) for pid in pids), message=f"the end of {pids}")
+
+
+def unshared(*setup: str) -> str:
+    """Return the `before` of a supervisor that is process 1 of a pid namespace of its own, as in a container.
+
+    `setup` is Python that runs first.
+    """
+    command = ["unshare", "-Urpf", "--mount-proc"]
+    works = (
+        shutil.which("unshare") and subprocess.run([*command, "true"], capture_output=True).returncode == 0
+    )
+    need("namespaces", works, f"{' '.join(command)} does not work")
+    words = f"[*{command}, sys.executable, '-m', 'forkrunner', *sys.argv[1:]]"
+    return "; ".join([*setup, f"os.execvp('unshare', {words})"])
 
 
 def tree_of(process: Process) -> tuple[int, int, list[int]]:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 from tests.servers import tree
 
 T = TypeVar("T")
@@ -27,6 +29,11 @@ T = TypeVar("T")
 #: How long anything is waited for, seconds: the machine may have other things to do, so only a hang is longer. A test
 #: that needs another limit says why.
 LONG = 60.0
+
+#: What must be there: a test that lacks it fails instead of being skipped. Read before `conftest.py` clears the environment.
+REQUIRED = set(filter(None, os.environ.get("FORKRUNNER_REQUIRE", "").replace(" ", "").split(",")))
+#: Stands before the name of what was missing in the reason of a skip; they are counted at the end of a run.
+MISSING = "missing here: "
 
 NURSERY = Path(__file__).with_name("nursery.py")
 
@@ -51,6 +58,14 @@ def wait_until(
                 f"{message or 'waiting'}: not within {timeout} s; the last value was {value!r}"
             )
         time.sleep(interval)
+
+
+def need(name: str, there: object, hint: str = "scripts/strap --servers says what to install") -> None:
+    """Skip the test if the machine does not have what it needs, or fail it if FORKRUNNER_REQUIRE names that."""
+    if not there:
+        if name in REQUIRED:
+            pytest.fail(f"{name} is required by FORKRUNNER_REQUIRE and missing here; {hint}", pytrace=False)
+        pytest.skip(f"{MISSING}{name}")
 
 
 @dataclass(frozen=True)

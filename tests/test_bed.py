@@ -142,7 +142,7 @@ SERVERS = "def test_a(postgresql_database): pass\ndef test_b(database): pass\nde
 def test_a_missing_server_is_skipped_and_counted_before_the_closing_line(tmp_path):
     source = "import tests.conftest\ntests.conftest.find = lambda binary: None\n" + SERVERS
     *_, summary, closing = run_pytest(tmp_path, source).stdout.splitlines()
-    assert summary == "servers missing: memcached (1 tests skipped), postgresql (2 tests skipped)"
+    assert summary == "missing here: memcached (1 tests skipped), postgresql (2 tests skipped)"
     assert "1 passed, 3 skipped" in closing
 
 

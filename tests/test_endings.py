@@ -19,7 +19,7 @@ import pytest
 
 from forkrunner.job import Attempt, Outcome, Row, State
 from tests.running import LONG, Bed, check_gone, line_of, memory_cgroup
-from tests.support import Cli
+from tests.support import Cli, need
 
 MB = 1_000_000
 
@@ -698,8 +698,8 @@ def test_kills_its_supervisor(sqlite_bed: Bed) -> None:
 @pytest.mark.alone
 def test_is_killed_by_the_kernel_for_want_of_memory(cli: Cli, sqlite_database: str) -> None:
     with memory_cgroup(150 << 20) as join, Bed(cli, sqlite_database) as bed:
-        if join is None:
-            pytest.skip("no control group with a limit of memory can be made here")
+        need("cgroups", join, "no control group with a limit of memory can be made")
+        assert join is not None
         supervisor = bed.start(before=f"open({join!r}, 'w').write(str(os.getpid()))")
         ids = [bed.put("fill", options={"max_crashes": 1}), *bed.enqueue("work", count=3)]
         rows = [bed.ended(id) for id in ids]

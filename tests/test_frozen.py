@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import time
 from typing import Any
 
 import pytest
 
 from forkrunner.job import Outcome, State
-from tests.running import LONG, SOURCE, Bed, check_gone, tree_of
+from tests.running import LONG, SOURCE, Bed, check_gone, tree_of, unshared
 from tests.servers import Postgres
 from tests.support import Cli, alive, wait_until
 
@@ -246,12 +245,7 @@ def test_molds_are_renewed_when_they_grow(cli: Cli, sqlite_database: str) -> Non
 
 def _another_host(bed: Bed) -> str:
     """Return what makes a supervisor believe that it runs on a host of its own: pids and runtime folder of its own."""
-    done = subprocess.run(["unshare", "-Urpf", "--mount-proc", "true"], capture_output=True)
-    if done.returncode:
-        pytest.skip("unshare -Urpf --mount-proc does not work here")
-    folder = bed.path("other-runtime")
-    words = "['unshare', '-Urpf', '--mount-proc', sys.executable, '-m', 'forkrunner', *sys.argv[1:]]"
-    return f"os.environ['FORKRUNNER_RUNTIME_DIR'] = {folder!r}; os.execvp('unshare', {words})"
+    return unshared(f"os.environ['FORKRUNNER_RUNTIME_DIR'] = {bed.path('other-runtime')!r}")
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import pytest
 from forkrunner import identity, temporary
 from forkrunner.job import Outcome, State
 from tests.running import LONG, Bed, cgroup_folder, check_gone
-from tests.support import Cli, alive, wait_until
+from tests.support import Cli, alive, need, wait_until
 
 GRACE = 0.3
 HOW = ("subprocess", "pipeline", "process_group", "session", "multiprocessing", "daemon")
@@ -240,8 +240,8 @@ def start_another(size: int) -> int:
 @pytest.mark.alone
 def test_the_kernel_holds_a_job_to_its_memory_in_a_group_of_its_own(cli: Cli, sqlite_database: str) -> None:
     with cgroup_folder() as folder:
-        if folder is None:
-            pytest.skip("no control group with a limit of memory can be made on this machine")
+        need("cgroups", folder, "no control group with a limit of memory can be made")
+        assert folder is not None
         cli.env["FORKRUNNER_CGROUP"] = str(folder)
         with Bed(cli, sqlite_database, source=GROUPED) as bed:
             supervisor = bed.start(slots=3)

@@ -10,14 +10,13 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import time
 from typing import Any
 
 import pytest
 
 from forkrunner.job import Outcome, State
-from tests.running import LONG, Bed, check_gone, cpu_of, tree_of
+from tests.running import LONG, Bed, check_gone, cpu_of, tree_of, unshared
 from tests.support import Cli, alive, wait_until
 
 # ---------------------------------------------------------------------------------- titles
@@ -364,20 +363,9 @@ def test_the_starter_left_things_odd(sqlite_bed: Bed, starter: str) -> None:
     bed.check_history([*good, running])
 
 
-def _can_unshare() -> bool:
-    command = ["unshare", "-Urpf", "--mount-proc", "true"]
-    try:
-        return subprocess.run(command, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
 def test_as_the_init_of_a_container(bed: Bed) -> None:
     """As PID 1 it must reap what falls to it, and no signal has a default action there."""
-    if not _can_unshare():
-        pytest.skip("unshare -Urpf --mount-proc does not work here")
-    words = "['unshare', '-Urpf', '--mount-proc', sys.executable, '-m', 'forkrunner', *sys.argv[1:]]"
-    outer = bed.start(before=f"os.execvp('unshare', {words})")
+    outer = bed.start(before=unshared())
     assert "(pid 1, " in outer.log
     (inner,) = outer.pids("forkrunner: supervisor")
     ids = bed.enqueue("work", count=3)
@@ -400,11 +388,8 @@ def test_as_the_init_of_a_container(bed: Bed) -> None:
 def test_kill_as_the_init_of_a_container(sqlite_bed: Bed) -> None:
     """Its namespace dies with it. Another container's pids prove nothing: its jobs wait for the end of the lease."""
     bed = sqlite_bed
-    if not _can_unshare():
-        pytest.skip("unshare -Urpf --mount-proc does not work here")
-    words = "['unshare', '-Urpf', '--mount-proc', sys.executable, '-m', 'forkrunner', *sys.argv[1:]]"
     short: dict[str, Any] = {"lease": 3, "store_timeout": 0.5}
-    outer = bed.start(before=f"os.execvp('unshare', {words})", **short)
+    outer = bed.start(before=unshared(), **short)
     id = bed.put("hold", {"path": bed.path("go")})
     bed.wait_noted("start", id)
     (inner,) = outer.pids("forkrunner: supervisor")

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trackconvert
+from tests.support import need
 from trackconvert import FORMATS, ImageSize, Keyframe, Tracker, TrackFileError
 from trackconvert.__main__ import main
 from trackconvert.names import Names
@@ -49,8 +50,7 @@ SAMPLES = [*OWN.values(), *(REAL_FOLDER / name for name in REAL)]
 
 
 def sample(path: Path) -> Path:
-    if not path.exists():
-        pytest.skip(f"{path.name}: the real files are not beside the checkout ({path.parent})")
+    need("samples", path.exists(), f"{path}: the real files are not beside the checkout")
     return path
 
 

@@ -22,7 +22,7 @@ import pytest
 from forkrunner.job import Outcome, State
 from tests.running import LONG, SOURCE, Bed, check_gone
 from tests.servers import find, free_port
-from tests.support import Cli, Process, alive, wait_until
+from tests.support import Cli, Process, alive, need, wait_until
 
 #: The jobs tell which code they are of; the site makes one of each request, and tells of its own.
 JOBS = """
@@ -306,8 +306,8 @@ def bed(cli: Cli, sqlite_database: str) -> Iterator[Bed]:
 
 def start(bed: Bed, name: str) -> Web:
     kind = (KINDS | MORE)[name]
-    if kind.needs and find(kind.needs) is None:
-        pytest.skip(f"server missing: {kind.needs}")
+    if kind.needs:
+        need("uwsgi-plugin-python3" if "uwsgi" in kind.needs else kind.needs, find(kind.needs))
     (bed.folder / "touched").touch()
     return Web(bed, kind)
 
