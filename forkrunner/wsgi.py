@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 _ENDPOINT = frozenset({"ProgressApp", "progress_app", "public_error"})
 #: Says whether to start, over what the code says.
 VARIABLE = "FORKRUNNER_START"
+_DJANGO = frozenset({"runserver", "runserver_plus", "testserver"})
+#: Programs that import a site for many things → those among them that serve it.
+_COMMANDS: dict[str, frozenset[str]] = {
+    "manage.py": _DJANGO,
+    "django-admin": _DJANGO,
+    "django": _DJANGO,
+    "flask": frozenset({"run"}),
+    **dict.fromkeys(("alembic", "nose2", "proutes", "pshell", "pviews", "unittest"), frozenset()),
+}
 
 
 def __getattr__(name: str) -> object:
@@ -46,8 +55,8 @@ def start(runner: Runner, target: str | None = None, start: bool | None = None) 
     is left in this process: no thread, no open file.
 
     `target` is MODULE:RUNNER, for a runner that is not at the top of its module, or for a lighter module than the whole site.
-    Nothing happens in a job or a `forkrunner` command; and in a test run, an interactive shell or a management command
-    of Django's only if `start` or FORKRUNNER_START says 1. FORKRUNNER_START=0, or `start=False`, switches it off.
+    Nothing happens in a job or a `forkrunner` command; and in a test run, an interactive shell or a management command of
+    Django's or Flask's only if `start` or FORKRUNNER_START says 1. FORKRUNNER_START=0, or `start=False`, switches it off.
 
     What keeps it from starting is told on standard error: a web site works without its jobs. Raises TargetError where the code
     has to be mended.
@@ -86,18 +95,16 @@ def _is_wanted(start: bool | None) -> bool:
 
 
 def _is_no_server() -> bool:
-    """Say whether this is a test run, an interactive shell or one of Django's management commands."""
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    tested = "_pytest" in sys.modules or (
-        spec is not None and spec.name.partition(".")[0] in ("unittest", "nose2")
-    )
-    shell = hasattr(sys, "ps1") or bool(sys.flags.interactive) or "IPython" in sys.modules
-    managed = os.path.basename(sys.argv[0] if sys.argv else "") in ("manage.py", "django-admin")
+    """Say whether this is a test run, an interactive shell or a management command."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    # python -m NAME, or a script
+    name = spec.name.partition(".")[0] if spec is not None else os.path.basename((sys.argv or [""])[0])
     return (
-        tested
-        or shell
-        or (managed and sys.argv[1:2] not in (["runserver"], ["runserver_plus"], ["testserver"]))
+        "_pytest" in sys.modules
+        or hasattr(sys, "ps1")
+        or bool(sys.flags.interactive)
+        or "IPython" in sys.modules
+        or (name in _COMMANDS and _COMMANDS[name].isdisjoint(sys.argv[1:]))
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -134,6 +135,27 @@ def test_as_process_1_it_reaps_orphans(bed: Bed) -> None:
     assert done.returncode == 5, done.stderr
     assert done.stdout.split() == ["reaped"]
     assert "stopped" in done.stderr or "runs jobs:runner" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a namespace")
+@pytest.mark.parametrize(("who", "status"), [("container", 7), ("command", 137), ("supervisor", 137)])
+def test_as_process_1_either_end_is_the_end_of_all(bed: Bed, who: str, status: int) -> None:
+    """As it is stopped from outside, or by the death of one of the two."""
+    command = ["/usr/bin/unshare", "-pf", "--mount-proc", "--kill-child", sys.executable, "-m", "forkrunner"]
+    command += ["with", "jobs:runner", "--slots", "2", "--", sys.executable, "command.py"]
+    process = bed.cli.start(python=["-c", f"import os; os.execv({command[0]!r}, {command!r})"])
+    process.wait_log("runs jobs:runner", LONG)
+    process.wait_log("begun", LONG)
+    assert bed.ended(bed.put("work")).state == State.DONE
+    pattern = {"container": r"^\S+ -m forkrunner with", "command": r"^\S+ command.py$"}
+    found = [
+        one
+        for one in process.ps()
+        if re.search(pattern.get(who, "forkrunner: supervisor"), one.title) and one.pid != process.pid
+    ]
+    os.kill(found[-1].pid, signal.SIGTERM if who == "container" else signal.SIGKILL)
+    assert process.wait(LONG) == status, process.describe()
+    process.wait_gone()
 
 
 def test_status_check_is_a_probe(bed: Bed) -> None:

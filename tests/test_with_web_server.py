@@ -58,6 +58,14 @@ if __name__ == "__main__":
 
     WSGIServer(app).run()
 """
+#: Behind the site, for tools that ask for more than a WSGI application.
+IMPORTED = """
+from flask import Flask
+
+app = Flask(__name__)
+urlpatterns = []
+print("imported:", start(runner), flush=True)
+"""
 LIGHTTPD = """
 server.modules = ("mod_fastcgi")
 server.document-root = "FOLDER"
@@ -507,6 +515,53 @@ def test_where_it_is_not_wanted_nothing_starts(bed: Bed, site: str, env: dict[st
     assert not bed.runtime.exists()
     web.process.signal(signal.SIGTERM)
     web.process.wait_gone(LONG)
+
+
+#: Django's: how a project's own looks that has one file.
+MANAGE = """
+import sys
+from django.conf import settings
+from django.core.management import execute_from_command_line
+
+settings.configure(ROOT_URLCONF="site1", ALLOWED_HOSTS=["*"], INSTALLED_APPS=["site1"],
+                   DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}})
+execute_from_command_line(sys.argv)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("-m", "flask", "--app", "site1", "shell"),
+        ("-c", "import runpy, sys; sys.argv = ['/bin/flask', '--app', 'site1', 'routes']; "
+         "from flask.cli import main; main()"),
+        ("manage.py", "migrate"),
+        ("manage.py", "shell"),
+        ("-m", "pytest", "-qs", "-p", "no:cacheprovider", "-p", "no:randomly", "site1.py"),
+        ("-m", "unittest", "site1"),
+        ("-i", "site1.py"),
+    ],
+    ids=lambda command: " ".join(command)[-24:],
+)  # fmt: skip
+def test_what_only_imports_the_site_starts_nothing(bed: Bed, command: tuple[str, ...]) -> None:
+    """A shell, a migration, a run of tests; each real, and ended by the end of its input."""
+    bed.cli.write(SITE.replace("CODE", "old").partition("if __name__")[0] + IMPORTED, "site1.py")
+    bed.cli.write(MANAGE, "manage.py")
+    process = bed.cli.start(python=[*command])
+    process.wait_log("imported: False", LONG)
+    process.wait(LONG)
+    process.wait_gone(LONG)
+    assert not bed.runtime.exists()
+
+
+def test_the_server_of_flask_starts_it(bed: Bed) -> None:
+    bed.cli.write(SITE.replace("CODE", "old").partition("if __name__")[0] + IMPORTED, "site1.py")
+    process = bed.cli.start(python=["-m", "flask", "--app", "site1", "run", "--port", str(free_port())])
+    process.wait_log("imported: True", LONG)
+    process.wait_ps("forkrunner: supervisor")
+    process.signal(signal.SIGINT)
+    process.wait(LONG)
+    process.wait_gone(LONG)
 
 
 @pytest.mark.parametrize(
