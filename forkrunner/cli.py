@@ -49,6 +49,7 @@ for _command in (
     wish.pause,
     wish.resume,
     look.log,
+    files.files,
     files.prune,
     install.migrate,
     install.check,

@@ -298,6 +298,23 @@ def _save(file: OutputFile | StoredFile, path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def save_new(row: File, storage: Storage, folder: Path) -> Path:
+    """Copy a file into a folder, which is made, under a name that is free there; return the path.
+
+    Raises StorageError, OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = safe_name(row.name)
+    stem, suffix = name.removesuffix(suffix_of(name)), suffix_of(name)
+    number = 1
+    while True:
+        try:
+            return storage.fetch(row.sha256, folder, name)
+        except FileExistsError:
+            number += 1
+            name = f"{stem}-{number}{suffix}"
+
+
 @contextlib.contextmanager
 def open_steady(path: str) -> Iterator[IO[bytes]]:
     """Open a regular file by its own name, and see at the end that nobody has changed it meanwhile.

@@ -351,6 +351,14 @@ def find_settings(target: str | None) -> Settings:
     return load_settings(target, import_app(app).code)
 
 
+def whole_settings(target: str | None) -> Settings:
+    """Return the settings for a command that needs what the application's code may say, beside the database."""
+    settings = load_settings(target)
+    if settings.app is None:
+        return find_settings(target)
+    return load_settings(target, import_app(settings.app).code)
+
+
 @contextlib.contextmanager
 def open_store(settings: Settings) -> Iterator[Store]:
     from forkrunner.store import Store

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from forkrunner.payload import Misfit, check_json
 
 if TYPE_CHECKING:
-    from forkrunner.job import Attempt, Row, SupervisorRow
+    from collections.abc import Sequence
+
+    from forkrunner.job import Attempt, File, Row, SupervisorRow
+
+
+#: What is told of a file: not its token, which is the way to it.
+FILE = ("place", "name", "size", "sha256", "media_type")
 
 
 def to_json(value: Any) -> str:
@@ -66,10 +72,13 @@ def job_json(row: Row, *, progress: dict[str, Any] | None = None) -> dict[str, A
     }
 
 
-def page_json(row: Row, *, progress: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return a job as `show --json` prints it, with its attempts."""
+def page_json(
+    row: Row, *, progress: dict[str, Any] | None = None, files: Sequence[File] = ()
+) -> dict[str, Any]:
+    """Return a job as `show --json` prints it, with its files and attempts."""
     attempts = [_attempt_json(attempt) for attempt in row.attempts]
-    return job_json(row, progress=progress) | {"attempts": attempts}
+    named = [{name: getattr(file, name) for name in FILE} for file in files]
+    return job_json(row, progress=progress) | {"files": named, "attempts": attempts}
 
 
 def _attempt_json(attempt: Attempt) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from forkrunner.wording import (
 )
 
 if TYPE_CHECKING:
-    from forkrunner.job import Attempt, Row
+    from forkrunner.job import Attempt, File, Row
 
 #: Characters of a bar in a table.
 _BAR = 10
@@ -78,7 +78,9 @@ def costs_of(costs: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def page_of(row: Row, progress: dict[str, Any] | None, now: datetime) -> Iterator[str]:
+def page_of(
+    row: Row, progress: dict[str, Any] | None, now: datetime, files: Sequence[File] = ()
+) -> Iterator[str]:
     """Show all that is known of a job, line by line."""
     state = paint(str(row.state), _COLOURS[row.state], bold=True)
     yield f"{paint('Job ' + clean(row.id), bold=True)}  {state}"
@@ -120,6 +122,12 @@ def page_of(row: Row, progress: dict[str, Any] | None, now: datetime) -> Iterato
     yield from _values("Arguments", value_of(row.arguments))
     if row.state is State.DONE:
         yield from _values("Result", value_of(row.result))
+    if files:
+        yield ""
+        yield paint("Files", bold=True)
+        yield from _facts(
+            (short(file.place), f"{short(file.name)}, {show_bytes(file.size)}") for file in files
+        )
     for attempt in row.attempts:
         yield from _attempt(attempt, now)
 

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from tests.support import Cli
 
 SOURCE = '''
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -481,3 +483,59 @@ def test_names(name: str, shown: str, safe: str, suffix: str):
     assert len(shown) <= 200
     assert len(safe) <= 100
     assert suffix_of(name) == suffix
+
+
+# ------------------------------------------------------------------------------ the command line
+
+
+def test_the_command_line_gives_lists_and_takes_files(bed: Bed, runner: Runner):
+    cli, folder = bed.cli, bed.folder
+    (folder / "shot.txt").write_text("to be")
+    (folder / "link.txt").symlink_to("shot.txt")
+    process = bed.start()
+
+    id = cli.run("enqueue", "jobs:runner", "facts", "--file", "source=link.txt", "--wait").stdout.strip()
+    job = runner.get(id)
+    assert result_of(job)["name"] == "link.txt"
+    assert result_of(job)["text"] == "to be"
+    given = ("--file", "sources=shot.txt", "--file", "sources=link.txt")
+    several = cli.run("enqueue", "jobs:runner", "join", '{"options": {}}', *given, "--wait").stdout.strip()
+    single = cli.run("enqueue", "jobs:runner", "join", '{"options": {}}', *given[:2]).stdout.strip()
+    assert result_of(runner.get(several)).read() == b"to be+to be"
+    assert result_of(runner.get(single)).read() == b"to be"
+
+    text = cli.run("show", "jobs:runner", several).stdout
+    assert re.search(
+        r"^Files\n  arguments.sources\[0\]  shot.txt, 5 B\n.*link.txt, 5 B\n  result +ganz . .rger.txt, 11 B$",
+        text,
+        re.M,
+    )
+    assert str(runner.get(several).files[2].token) not in text
+    shown = cli.run("show", "jobs:runner", several, "--json")
+    assert [file["place"] for file in shown.json["files"]][2] == "result"
+    assert str(runner.get(several).files[2].token) not in shown.stdout
+    assert cli.run("show", "jobs:runner", "--secrets", "--json", several).json["result"]["token"]
+
+    listed = cli.run("files", "jobs:runner", several).stdout
+    assert re.search(r"PLACE +NAME +SIZE +LIES IN", listed)
+    for _ in range(2):
+        saved = cli.run("files", "jobs:runner", several, "--save", "out", "--json").json
+    assert [Path(file["saved"]).name for file in saved] == ["shot-2.txt", "link-2.txt", "ganz_rger-2.txt"]
+    assert (folder / "out" / "ganz_rger-2.txt").read_bytes() == b"to be+to be"
+    assert saved[0]["lies"] == runner.storage.place(saved[0]["sha256"])
+    none = cli.run("enqueue", "jobs:runner", "loaded").stdout.strip()
+    assert cli.run("files", "jobs:runner", none).stdout == "no files\n"
+
+    for words, complaint in {
+        ("facts", "--file", "shot.txt"): "--file: expected NAME=PATH, as source=shot.txt, got 'shot.txt'",
+        (
+            "facts",
+            "--file",
+            "source=none.txt",
+        ): f"facts(): argument 'source': {folder}/none.txt: No such file or directory",
+        ("facts", '{"source": 1}', "--file", "source=shot.txt"): "argument 'source' is given twice",
+        ("facts", '{"source": "shot.txt"}'): "expected InputFile, got str 'shot.txt'",
+        ("give", '{"path": "x"}', "--file", "sauce=shot.txt"): "there is no argument 'sauce'",
+    }.items():
+        assert complaint in cli.run("enqueue", "jobs:runner", *words, status=2).stderr
+    bed.stop(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,13 @@ if TYPE_CHECKING:
 @click.option(
     "--run-at", metavar="TIME", help="Start it not before 2030-01-31T10:00, local time, or with +02:00 or Z."
 )
+@click.option(
+    "--file",
+    "files",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A file as the argument NAME; - is standard input. May be given again, for the same NAME if it takes several.",
+)
 @click.option("--wait", is_flag=True, help="Wait for its end; exit status 1 if it is not done then.")
 @secrets_flag
 @json_flag
@@ -50,6 +58,7 @@ def enqueue(
     priority: int | None,
     delay: str | None,
     run_at: str | None,
+    files: tuple[str, ...],
     wait: bool,
     secrets: bool,
     as_json: bool,
@@ -57,7 +66,8 @@ def enqueue(
     """Make a job of a task and print its id.
 
     The arguments are one JSON object, parameter name → value; `-` reads it from standard input. They are checked
-    against the task. With --database and no application they are not, and any name is taken.
+    against the task. With --database and no application they are not, and any name is taken. Files are given by --file,
+    as in `forkrunner enqueue jobs:runner convert '{"scale": 2}' --file source=shot.txt`.
     """
     from forkrunner.payload import Misfit, parse
     from forkrunner.runner import Runner
@@ -73,6 +83,7 @@ def enqueue(
     runner = Runner() if settings.app is None else import_app(settings.app)
     if settings.app is not None:
         _ = runner.tasks[task]  # raises TaskNotFound, with what it knows
+    given |= _files(files, given, runner, task)
     at = None if run_at is None else _moment(run_at)
     try:
         job = runner.enqueue(task, given, queue=queue, priority=priority, delay=delay, run_at=at)
@@ -85,6 +96,32 @@ def enqueue(
         return _wait(runner, job, as_json, as_shown(settings, secrets))
     finally:
         runner.close()
+
+
+def _files(options: tuple[str, ...], given: dict[str, Any], runner: Runner, task: str) -> dict[str, Any]:
+    """Return the arguments that are files."""
+    if not options:
+        return {}
+    from forkrunner.files import InputFile
+
+    found: dict[str, list[InputFile]] = {}
+    for option in options:
+        name, equals, path = option.partition("=")
+        if not (name and equals and path):
+            raise usage_error(f"--file: expected NAME=PATH, as source=shot.txt, got {option!r}")
+        if name in given:
+            raise usage_error(f"argument {name!r} is given twice, in the JSON and with --file")
+        if path == "-":
+            file = InputFile.from_stream(sys.stdin.buffer, name="stdin")
+        else:
+            # a link that somebody has typed is meant
+            file = InputFile.from_path(os.path.realpath(path), name=os.path.basename(path))
+        found.setdefault(name, []).append(file)
+    kinds = runner.tasks[task].signature.kinds if task in runner.tasks else {}
+    several = {
+        name for name, each in found.items() if len(each) > 1 or str(kinds.get(name)).startswith("list[")
+    }
+    return {name: each if name in several else each[0] for name, each in found.items()}
 
 
 def _print_enqueued(job: Job[Any], as_json: bool) -> None:

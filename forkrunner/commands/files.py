@@ -1,21 +1,70 @@
-"""The commands about files, and about what is kept: `prune`."""
+"""The commands about files, and about what is kept: `files`, `prune`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
 from forkrunner.invocation import (
     FINE,
+    find_id,
     flags,
-    import_app,
     json_flag,
-    load_settings,
     only_target,
     open_store,
+    target_and_id,
     usage_error,
+    whole_settings,
     words_argument,
 )
 from forkrunner.sources import FROM_DEFAULT
+
+
+@click.command()
+@words_argument("[MODULE:RUNNER] ID")
+@click.option(
+    "--save",
+    "folder",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="Copy them there; it is made.",
+)
+@json_flag
+@flags("database", "storage")
+def files(words: tuple[str, ...], folder: str | None, as_json: bool) -> int:
+    """List the files of a job, those of its arguments and of its result, and where they lie.
+
+    With --save they are copied into a folder, under their names made safe; none that is there is overwritten.
+    """
+    from forkrunner import terminal
+    from forkrunner.files import save_new
+    from forkrunner.jsonpages import FILE, to_json
+    from forkrunner.storage import open_storage
+    from forkrunner.units import show_bytes
+
+    target, given = target_and_id(words)
+    settings = whole_settings(target)
+    storage = open_storage(settings, "")
+    with open_store(settings) as store:
+        found = store.files(store.get(find_id(store, given)).id)
+    saved = [str(save_new(file, storage, Path(folder))) for file in found] if folder is not None else []
+    lies = [storage.place(file.sha256) for file in found]
+    if as_json:
+        rows = [{name: getattr(file, name) for name in FILE} for file in found]
+        for number, row in enumerate(rows):
+            row |= {"lies": lies[number], **({"saved": saved[number]} if saved else {})}
+        print(to_json(rows))
+    elif not found:
+        print("no files")
+    else:
+        table = terminal.Table(
+            "PLACE", "NAME", "SIZE", "SAVED" if saved else "LIES IN", keep=("PLACE",), drop=("SIZE",)
+        )
+        for file, where in zip(found, saved or lies, strict=True):
+            table.add(file.place, file.name, show_bytes(file.size), where)
+        print(table)
+    return FINE
 
 
 @click.command()
@@ -33,15 +82,12 @@ def prune(words: tuple[str, ...], dry_run: bool, as_json: bool) -> int:
     from forkrunner.pruning import kept, prune
     from forkrunner.storage import open_storage
 
-    target = only_target(words)
-    settings = load_settings(target)
-    if settings.app is not None:
-        # its code may say how long jobs are kept
-        settings = load_settings(target, import_app(settings.app).code)
-    elif settings.source("retention") == FROM_DEFAULT or settings.source("retention_failed") == FROM_DEFAULT:
-        raise usage_error(
-            "name the application, whose code may say how long jobs are kept, or give --retention and --retention-failed"
-        )
+    settings = whole_settings(only_target(words))
+    for name in ("retention", "retention_failed"):
+        if settings.app is None and settings.source(name) == FROM_DEFAULT:
+            raise usage_error(
+                "name the application, whose code may say how long jobs are kept, or give --retention and --retention-failed"
+            )
     with open_store(settings) as store:
         if dry_run:
             old = store.count_old(*kept(settings))

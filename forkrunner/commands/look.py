@@ -97,11 +97,12 @@ def show(words: tuple[str, ...], secrets: bool, as_json: bool) -> int:
     settings = find_settings(target)
     with open_store(settings) as store:
         row = as_shown(settings, secrets)(store.get(find_id(store, given)))
+        files = store.files(row.id)
     progress = _progress_of(settings, [row]).get(row.id)
     if as_json:
-        print(jsonpages.to_json(jsonpages.page_json(row, progress=progress)))
+        print(jsonpages.to_json(jsonpages.page_json(row, progress=progress, files=files)))
     else:
-        print(*pages.page_of(row, progress, clock.utc()), sep="\n")
+        print(*pages.page_of(row, progress, clock.utc(), files), sep="\n")
     return FINE
 
 
