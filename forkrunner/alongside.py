@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 
-from . import clock, process
+from . import clock, descriptors, process
 from .keeper import PARENT
+from .signals import Poll, Signals
 
 FOREVER = float("inf")
 #: Signal → method. What is passed on to the command alone is what gunicorn and its like understand.
@@ -50,9 +51,9 @@ class Alongside:
         Raises:
             OSError: no process can be made.
         """
-        self.signals = process.Signals(SIGNALS)
+        self.signals = Signals(SIGNALS)
         process.adopt_orphans()
-        poll = process.Poll()
+        poll = Poll()
         poll.watch(self.signals.fileno())
         environment = dict(os.environ)
         self.command = process.spawn_beside(self._argv, environment)
@@ -75,7 +76,7 @@ class Alongside:
     def on_stop(self, number: int) -> None:
         self.told = True
         # Ctrl-C in a terminal has reached the command by itself
-        if self.command and not (number != signal.SIGTERM and process.has_terminal()):
+        if self.command and not (number != signal.SIGTERM and descriptors.has_terminal()):
             process.kill(self.command, number)
         if self.supervisor:
             process.kill(self.supervisor, signal.SIGTERM)

@@ -12,13 +12,17 @@ import sys
 
 from . import (
     currentjob,  # noqa: F401 - loaded before the forks for tasks that ask for it
+    descriptors,
+    leaving,
     loglines,
     process,
+    stacks,
 )
 from .child import Place, rehearse
 from .current import current
 from .errors import TargetError
 from .hooks import run_before_fork
+from .memory import trim_memory
 from .safety import Watch
 
 TYPE_CHECKING = False
@@ -120,12 +124,12 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int], watch: W
         task.prepare()
     if any(task.takes_files for task in runner.tasks.values()):
         from . import storage  # noqa: F401 - to be there when the job starts
-    reserved = process.Reserved(fixed=2)
+    reserved = descriptors.Reserved(fixed=2)
     place = Place(runner, reserved)
     current.runner = runner
-    shared = [fd for fd, _ in process.sockets_and_databases() if fd not in keep]
+    shared = [fd for fd, _ in descriptors.sockets_and_databases() if fd not in keep]
     if shared:
-        place.reconnect.append(lambda: process.shield(shared))
+        place.reconnect.append(lambda: descriptors.shield(shared))
     for engine in _engines():
         place.reconnect.append(functools.partial(engine.dispose, close=False))
     numpy = sys.modules.get("numpy")
@@ -136,11 +140,11 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int], watch: W
     if problem:
         raise TargetError(f"{boot['target']}: {problem}", target=boot["target"])
     loglines.prepare()
-    process.report_stacks_to(place.report_fd)
-    process.line_buffered()
-    process.flush_all()
+    stacks.report_stacks_to(place.report_fd)
+    descriptors.line_buffered()
+    leaving.flush_all()
     gc.collect()
-    process.trim_memory()
+    trim_memory()
     # after the collection, which empties the interpreter's free lists
     rehearse(place)
     # frozen objects are not visited by the children's collections, which would copy their pages

@@ -15,9 +15,10 @@ from os import getpid, write
 
 from . import channel, limits
 from .current import current
+from .descriptors import Reserved
 from .errors import LeaveJob, UserError
 from .hooks import run_before_exit
-from .process import Reserved, flush_all, leave, show_title, title_bytes
+from .leaving import flush_all, leave, show_title, title_bytes
 from .progress import end as end_progress
 from .redaction import MARK, scrub, secrets_in
 

@@ -8,9 +8,10 @@ import re
 import signal
 from typing import TYPE_CHECKING, Any
 
-from . import channel, clock, measure, process
+from . import channel, clock, measure, process, stacks
 from .link import MoldLink
 from .molds import FOREVER, Mold, Molds, Place
+from .signals import Poll
 from .units import show_size
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _CARE_EVERY = 10.0
 class Foundry:
     """The molds of one supervisor. What they say of jobs is the supervisor's affair."""
 
-    def __init__(self, targets: list[str], log: Log, poll: process.Poll) -> None:
+    def __init__(self, targets: list[str], log: Log, poll: Poll) -> None:
         self.molds = Molds(targets)
         self.log = log
         self.poll = poll
@@ -106,7 +107,7 @@ class Foundry:
         for mold in slow:
             self.log.emit("mold.slow", generation=mold.generation, seconds=mold.told, pid=mold.link.pid)
             self.log.flush()  # before what it says itself
-            process.ask_for_stacks(mold.link.pid)
+            stacks.ask_for_stacks(mold.link.pid)
         for mold in dead:
             mold.why = f"importing it took longer than import_timeout, {settings.import_timeout:g} s"
             self.kill(mold)

@@ -90,14 +90,17 @@ def run_before_exit(hooks: Sequence[Hook], seconds: float) -> None:
     What one raises is in the attempt's output, and the next is called. When their time is over the process ends,
     with the stacks of all threads in its output: also if C code holds the interpreter.
     """
-    from . import process  # loaded already in a child; the application's other processes do without
+    # loaded already in a child; the application's other processes do without
+    from . import descriptors, stacks
 
-    process.end_after(seconds)
+    stacks.end_after(seconds)
     for hook in hooks:
         try:
             hook()
         except BaseException as error:  # noqa: BLE001 - it must not keep the others from flushing
-            process.say(f"forkrunner: the before_exit hook {name_of(hook)} raised\n{_traceback_of(error)}")
+            descriptors.say(
+                f"forkrunner: the before_exit hook {name_of(hook)} raised\n{_traceback_of(error)}"
+            )
 
 
 def _traceback_of(error: BaseException) -> str:

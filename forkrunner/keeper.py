@@ -22,11 +22,12 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import clock, identity, process
+from . import clock, identity, leaving, process
 from .changes import Changes
 from .events import Log
 from .lifeline import VARIABLE, names, send
 from .progress import place
+from .signals import Poll, Signals
 from .webservers import Servers, Who
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class Keeper:
         self._lock = lock
         self._paths = names(home)
         self.log = Log()
-        self.poll = process.Poll()
-        self.signals = process.Signals(SIGNALS)
+        self.poll = Poll()
+        self.signals = Signals(SIGNALS)
         self.poll.watch(self.signals.fileno())
         self.servers = Servers(self.poll)
         self.command: dict[str, Any] | None = None
@@ -314,7 +315,7 @@ class Keeper:
         self.generation += 1
         if self.changes is not None:
             self.changes.differ()
-        process.title(f"keeper {self.command['target']}")
+        leaving.title(f"keeper {self.command['target']}")
         self.note()
 
 
@@ -369,9 +370,9 @@ def main() -> None:
         while (lock := _lock(names(home)[0])) is None:
             if send(home, words) or clock.monotonic() >= end:
                 return
-            process.Poll().wait(0.02)
+            Poll().wait(0.02)
     except OSError as error:
         print(f"forkrunner is not started with the web server: {error}", file=sys.stderr)  # noqa: T201
         return
-    process.title("keeper")
+    leaving.title("keeper")
     Keeper(home, lock).run(words)

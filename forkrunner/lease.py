@@ -20,9 +20,10 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
-from . import __version__, clock, identity, process, survivors
+from . import __version__, clock, identity, survivors
 from .job import SupervisorRow
 from .progress import place
+from .signals import Poll
 
 if TYPE_CHECKING:
     from .config import Settings
@@ -149,7 +150,7 @@ class Lease:
             return False
         end = clock.monotonic() + _DEATH_TIME
         while not identity.LifeLock.free(life) and clock.monotonic() < end:
-            process.Poll().wait(0.005)
+            Poll().wait(0.005)
         return identity.LifeLock.free(life)
 
 

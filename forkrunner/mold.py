@@ -21,14 +21,30 @@ import os
 import signal
 import sys
 
-from . import cgroup, channel, child, clock, measure, process, safepoint, scratch, units
+from . import (
+    cgroup,
+    channel,
+    child,
+    clock,
+    descriptors,
+    leaving,
+    libc,
+    measure,
+    process,
+    safepoint,
+    scratch,
+    stacks,
+    units,
+)
 from .application import load, settle
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
 from .current import current
 from .errors import ForkrunnerError, TargetError
 from .filing import Files
+from .memory import prefer_as_victim, shared_memory
 from .oom import OomKiller
 from .safety import Watch
+from .signals import Deaths, Poll
 from .verdict import judge
 
 TYPE_CHECKING = False
@@ -71,17 +87,17 @@ def main() -> None:
     process.tie_to(parent)
     process.adopt_orphans()
     # and its children, which inherit it
-    process.prefer_as_victim()
+    prefer_as_victim()
     # what was passed to us is not for the programs that jobs start
-    process.keep_to_ourselves()
+    descriptors.keep_to_ourselves()
     boot, _ = _first_message(link)
     for name in boot["unset"]:
         del os.environ[name]
     title = f"mold {boot['target']} gen {boot['generation']}"
-    process.title(title)
-    process.share_title()
+    leaving.title(title)
+    leaving.share_title()
     # of an import that crashes or hangs; the children's go elsewhere
-    process.report_stacks_to(2)
+    stacks.report_stacks_to(2)
     try:
         _enter(boot["folder"])
         watch = Watch()
@@ -90,7 +106,7 @@ def main() -> None:
     except ForkrunnerError as error:
         _send_all(link, channel.pack({"kind": "broken", "error": str(error), **error.facts}))
         process.exit_now(2)
-    process.title(title)  # again, after the rehearsal
+    leaving.title(title)  # again, after the rehearsal
     tasks = {task.name: task.policy() for task in runner.tasks.values()}
     up = {"kind": "up", "tasks": tasks, "code": runner.code, "unsafe": place.unsafe}
     if boot.get("watch"):
@@ -163,15 +179,15 @@ class Mold:
         #: 1 and 2 are the next child's output: see `fork`.
         self.stderr = os.dup(2)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self.deaths = process.Deaths()
-        self.poll = process.Poll()
+        self.deaths = Deaths()
+        self.poll = Poll()
         self.poll.watch(self.deaths.fileno())
         self.poll.watch(self.link)
         self.children = Children()
         self.inbox = channel.Inbox()
         self.outgoing = bytearray()
         #: What is wanted of children that pass a safe point, and of all that start from now on.
-        self.board = safepoint.Board(process.shared_memory(safepoint.BOARD_SIZE))
+        self.board = safepoint.Board(shared_memory(safepoint.BOARD_SIZE))
         self.wanted = 0
         current.board, current.mold = self.board.memory, os.getpid()
         #: Pages that a child shares with us are not its own.
@@ -315,7 +331,7 @@ class Mold:
     def on_end(self, header: dict[str, Any]) -> None:
         """Take no more jobs; with an outcome given, end the running ones by the ladder as that."""
         self.ending = True
-        process.title(self.title + " (draining)")
+        leaving.title(self.title + " (draining)")
         # not by a signal: jobs that came with this message must not be given to the dying
         for spare in self.children.spares:
             self.release(spare)
@@ -521,7 +537,7 @@ class Mold:
         dead.ran = now - dead.started
         dead.cpu = usage.ru_utime + usage.ru_stime
         # the greatest of the job and what it has waited for
-        own = usage.ru_maxrss * (1024 if process.LINUX else 1) - self.shared
+        own = usage.ru_maxrss * (1024 if libc.LINUX else 1) - self.shared
         dead.peak = max(0, own, dead.peak)
         if "limits" in job and "group" in job["limits"]:
             most, kills = self.groups.close(job["limits"]["group"])
@@ -606,7 +622,7 @@ class Mold:
             if step == NEAR:
                 self.ask(victim, safepoint.NEAR_LIMIT)
             elif step == DUMP:
-                process.kill(victim.pid, process.DUMP_SIGNAL)
+                process.kill(victim.pid, stacks.DUMP_SIGNAL)
                 victim.note("stacks", now)
             elif step == TERM:
                 if not scratch.size(victim.report):

@@ -1,7 +1,7 @@
 """What operators order by signals, and how far a stop has got.
 
 Used by the supervisor's loop only: `take` calls what the table names for each signal that came, `proceed` takes a
-stop further. Handlers of signals queue and wake, nothing else (`process.Signals`).
+stop further. Handlers of signals queue and wake, nothing else (`Signals`).
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from . import clock, process
+from . import clock, descriptors, process
 from .foundry import how_it_ended
 from .job import Outcome
 from .molds import FOREVER
+from .signals import Signals
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
@@ -49,17 +50,17 @@ class Orders:
         self.supervisor = supervisor
         self.log = supervisor.log
         self.attempts = supervisor.attempts
-        self.signals: process.Signals
+        self.signals: Signals
         # how far a stop has got
         self.finished = self.quiet = self.killed = False
         self.stop_at = FOREVER
         #: The trial of an upgrade has gone well.
         self.may_hand_over = False
-        self.terminal = process.has_terminal()
+        self.terminal = descriptors.has_terminal()
 
-    def listen(self) -> process.Signals:
+    def listen(self) -> Signals:
         """Have signals queued from now on."""
-        self.signals = process.Signals(SIGNALS)
+        self.signals = Signals(SIGNALS)
         return self.signals
 
     def take(self) -> None:
@@ -99,7 +100,7 @@ class Orders:
     def on_reload(self, name: str) -> None:
         if self.stop_at != FOREVER:
             self.log.emit("supervisor.ignored", signal=name, why="it is stopping")
-        elif self.terminal and not process.has_terminal():
+        elif self.terminal and not descriptors.has_terminal():
             # it was closed, and that is no wish for new code
             self.on_stop(name)
         else:

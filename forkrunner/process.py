@@ -1,54 +1,28 @@
-"""Every fork, wait, kill, prctl, signal and title: the system calls of the roles, and nothing else.
+"""Every fork, wait and kill: processes are started, become others, are collected and ended here and nowhere else.
 
-No decision is taken here. Linux first: what another system lacks (prctl, memfd,
-/proc) is left out there, and the function says what is lost.
+No decision is taken here. Where there is no prctl or /proc, the function says what is lost.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import select
 import signal
 import sys
 
+from .descriptors import say
+from .libc import ALL_SIGNALS, PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, SETMASK, prctl, set_mask
+from .memory import resident_peak
+from .signals import unblock
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
-    from types import FrameType
+    from collections.abc import Collection, Iterator
     from typing import Any, NoReturn
-
-LINUX = sys.platform == "linux"
-
-# without use_errno, which costs each forked child some thirty copied pages more
-_libc = ctypes.CDLL(None)
-_set_mask = _libc.pthread_sigmask
-_prctl = _libc.prctl if LINUX else None
-_flush_c = _libc.fflush
-_copy = _libc.memcpy
-# names of this module, since a look-up in another one costs each forked child two or three copied pages more
-_getppid, _setsid, _close_range = os.getppid, os.setsid, os.closerange
-#: signal.signal without its conversions to enums, which touched more pages in a child than all the rest
-_set_handler = sys.modules["_signal"].signal
-_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
-_HIGHEST = 1 << 20
-
-#: MAP_SHARED, MAP_ANONYMOUS, and on Linux MAP_NORESERVE.
-_MAP_SHARED = 0x1 | 0x20 | 0x4000 if LINUX else 0x1 | 0x1000
-
-# glibc's and musl's sigset_t have 128 bytes; macOS uses four of them
-_SETMASK = int(signal.SIG_SETMASK)
-_NO_SIGNALS, _ALL_SIGNALS = b"\0" * 128, b"\xff" * 128
 
 #: Whoever started us may ignore some of these, which a new program would inherit.
 _AS_NEW = [signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE]
-
-#: Asks a child for the stacks of its threads; a real-time signal that nobody else uses.
-DUMP_SIGNAL = signal.SIGRTMIN + 5 if LINUX else signal.SIGINFO  # type: ignore[attr-defined,unused-ignore]
-
-
-# ---------------------------------------------------------------------------------- family
 
 
 def tie_to(parent: int) -> None:
@@ -58,54 +32,21 @@ def tie_to(parent: int) -> None:
     thread: the tie is to the thread that forked. Where there is no prctl the
     caller notices its parent's end by end-of-file on its channel only.
     """
-    if _prctl:
-        _prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    if prctl:
+        prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
     if os.getppid() != parent:  # it died before the prctl
         os._exit(127)
 
 
 def adopt_orphans() -> None:
     """Become the parent of whatever descendants leave behind when they die."""
-    if _prctl:
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def leave(parent: int, base: int, title: bytes) -> None:
-    """Make a forked process one of its own, in this order; one function, since each call costs copied pages.
-
-    From `base` on descriptors are the parent's own. The title is one of `title_bytes`.
-    """
-    # first, since from here on the parent may die at any time
-    if _prctl:
-        _prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
-    if _getppid() != parent:  # it died before the prctl
-        os._exit(127)
-    try:
-        # a group of its own can be killed as one, and Ctrl-C in a terminal is not for jobs
-        _setsid()
-    except PermissionError:  # it leads one already: a mold that rehearses
-        pass
-    # what the job's processes leave behind falls to the job, and after it to the mold
-    if _prctl:
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    # the mold blocks all signals and has no handlers: here they are as in any new process
-    _set_mask(_SETMASK, _NO_SIGNALS, None)
-    # before the application's code can run with the mold's descriptors
-    _close_range(base, _HIGHEST)
-    if _title_place is not None:
-        _copy(_title_place, title, _TITLE_LENGTH)
-    else:
-        show_title(title)
+    if prctl:
+        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 #: The caller has blocked all signals, in a mold for ever: one that came between the fork and
 #: the child's own set-up would be handled by the wrong process.
 fork = os.fork
-
-
-def unblock() -> None:
-    """Unblock all signals: whoever started us may have blocked some."""
-    _set_mask(_SETMASK, _NO_SIGNALS, None)
 
 
 def spawn(
@@ -193,8 +134,8 @@ def exec_tied(parent: int, argv: list[str]) -> NoReturn:
     # the interpreter has changed them, and what is ignored stays so over an exec
     for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
-    if _prctl:
-        _prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if prctl:
+        prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(127)
     try:
@@ -229,7 +170,7 @@ def become(argv: list[str], environment: dict[str, str], keep: Collection[int]) 
     for fd in keep:
         os.set_inheritable(fd, True)
     # a signal between here and the handlers of the new program would end it
-    _set_mask(_SETMASK, _ALL_SIGNALS, None)
+    set_mask(SETMASK, ALL_SIGNALS, None)
     try:
         os.execve(argv[0], argv, environment)
     finally:
@@ -413,302 +354,6 @@ class Family:
         return data
 
 
-# --------------------------------------------------------------------------------- signals
-
-
-def _noted(number: int, frame: FrameType | None) -> None:
-    """Do nothing: the wake-up pipe has the number already. No logging, no I/O, no raise."""
-
-
-def has_terminal() -> bool:
-    """Say whether we talk to a terminal; it is none any more when it was closed."""
-    return any(os.isatty(fd) for fd in (0, 1, 2))
-
-
-class Signals:
-    """Queues signals into a pipe that wakes the loop. One per process, in its main thread."""
-
-    def __init__(self, numbers: Iterable[int]) -> None:
-        # whoever started us may ignore SIGCHLD, which loses exit statuses
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if LINUX else _pipe()
-        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self.numbers = frozenset(numbers)
-        for number in self.numbers:
-            signal.signal(number, _noted)
-        # whoever started us may block signals; and those that came while we became another program come now
-        unblock()
-
-    def fileno(self) -> int:
-        return self._read
-
-    def take(self) -> list[int]:
-        """Return the signals since the last call, in order, SIGCHLD once at most."""
-        try:
-            got = list(os.read(self._read, 65536))
-        except BlockingIOError:
-            return []
-        return [
-            n for i, n in enumerate(got) if n in self.numbers and (n != signal.SIGCHLD or n not in got[:i])
-        ]
-
-    def close(self) -> None:
-        signal.set_wakeup_fd(-1)
-        for number in self.numbers:
-            signal.signal(number, signal.SIG_DFL)
-        os.close(self._read)
-        os.close(self._write)
-
-
-def _pipe() -> tuple[int, int]:
-    ends = os.pipe()
-    for end in ends:
-        os.set_blocking(end, False)
-    return ends
-
-
-class Deaths:
-    """Wakes a mold when a child has died, without a handler and with all signals blocked.
-
-    So a child has nothing to undo but the mask, and a TERM that is meant for all of
-    forkrunner ends no job through its mold: signals are for the supervisor.
-    """
-
-    def __init__(self) -> None:
-        _set_handler(signal.SIGCHLD, 0)  # if it is ignored, exit statuses are lost
-        _set_mask(_SETMASK, _ALL_SIGNALS, None)
-        if LINUX:
-            wanted = ctypes.create_string_buffer((1 << signal.SIGCHLD - 1).to_bytes(128, "little"), 128)
-            self._fd: int = _libc.signalfd(-1, wanted, os.O_NONBLOCK | os.O_CLOEXEC)
-        else:  # a handler, and the child has a pipe more that it does not know of
-            unblock()
-            self._fd = Signals([signal.SIGCHLD]).fileno()
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def take(self) -> None:
-        """Forget what has come; `reap` finds all the dead."""
-        try:
-            os.read(self._fd, 4096)
-        except BlockingIOError:
-            pass
-
-
-class Poll:
-    """Waits for several descriptors at once: the one line of a role that blocks."""
-
-    def __init__(self) -> None:
-        self._poll = select.poll()
-
-    def watch(self, fd: int, *, write: bool = False) -> None:
-        self._poll.register(fd, select.POLLIN | (select.POLLOUT if write else 0))
-
-    def forget(self, fd: int) -> None:
-        self._poll.unregister(fd)
-
-    def wait(self, seconds: float) -> set[int]:
-        """Return the descriptors that are ready, or none after `seconds` (infinite allowed)."""
-        # rounded up: waking a moment too early would spin until the deadline
-        timeout = None if seconds == float("inf") else max(0, min(int(seconds * 1000 + 0.999), 3_600_000))
-        return {fd for fd, _ in self._poll.poll(timeout)}
-
-
-# ------------------------------------------------------------------------------------ title
-
-_set_title = None
-#: Where ps finds the title of this process and of its forks, once setproctitle has made room there.
-_title_place: ctypes.c_void_p | None = None
-#: Bytes of a title that is written there by hand.
-_TITLE_LENGTH = 160
-
-
-def load_title() -> None:
-    """Get setproctitle's C module ready, without its package.
-
-    The package imports logging and so threading, whose hooks at every fork touch
-    130 pages more in each child: measured, it halves the forks per second.
-    """
-    global _set_title
-    try:
-        from importlib.machinery import PathFinder
-
-        package = PathFinder.find_spec("setproctitle")
-        places = package and package.submodule_search_locations
-        # by its own name, not as a part of the package: the name decides which init function is called
-        spec = places and PathFinder.find_spec("_setproctitle", list(places))
-        if not spec or not spec.loader:
-            raise ImportError("setproctitle._setproctitle")
-        module = spec.loader.create_module(spec)
-        if module is None:
-            raise ImportError("setproctitle._setproctitle is no extension module")
-        spec.loader.exec_module(module)
-        _set_title = module.setproctitle
-    except ImportError:
-        from setproctitle import setproctitle
-
-        _set_title = setproctitle
-
-
-def title(text: str) -> None:
-    """Show `text` in ps."""
-    if _title_place is not None:
-        show_title(title_bytes(text))
-        return
-    if _set_title is None:
-        load_title()
-    if _set_title is not None:
-        _set_title("forkrunner: " + text)
-
-
-def title_bytes(text: str) -> bytes:
-    """Return a title as `leave` and `show_title` take it: a mold makes it before the fork."""
-    return f"forkrunner: {text}".encode()[:_TITLE_LENGTH].ljust(_TITLE_LENGTH, b"\0")
-
-
-def show_title(data: bytes) -> None:
-    if _title_place is not None:
-        _copy(_title_place, data, _TITLE_LENGTH)
-    else:
-        title(data.rstrip(b"\0").decode(errors="ignore")[12:])
-
-
-def share_title() -> None:
-    """Let this process and its forks write their titles by hand, to where setproctitle has put ours."""
-    global _title_place
-    try:
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return
-    # arg_start and env_end: setproctitle has moved away what was between them
-    start, end = int(fields[45]), int(fields[48])
-    if end - start > _TITLE_LENGTH and ctypes.string_at(start, 12) == b"forkrunner: ":
-        _title_place = ctypes.c_void_p(start)
-        if _prctl:
-            _prctl(_PR_SET_NAME, b"forkrunner", 0, 0, 0)
-
-
-# -------------------------------------------------------------------------------- descriptors
-
-
-class Reserved:
-    """A block of descriptor numbers at the top that only the mold uses.
-
-    A child must close what belongs to its siblings and keep what the
-    application opened while it was imported. So every free number below `base` is
-    plugged, all later descriptors get numbers from `base` up, and a child closes
-    all of these with one call.
-    """
-
-    def __init__(self, fixed: int) -> None:
-        """Plug the holes and reserve `fixed` numbers just below `base` for the child's own ends."""
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        top = max((int(name) for name in os.listdir("/dev/fd")), default=8)
-        while null < top + fixed:
-            null = os.dup(null)
-        self.base = null + 1
-        self.fixed = [null - i for i in range(fixed)]
-
-    def move(self, fd: int) -> int:
-        """Move a descriptor of the mold into the block; its old number is plugged."""
-        moved = os.dup(fd)
-        null = self.fixed[0]
-        os.dup2(null, fd, inheritable=False)
-        return moved
-
-
-def sockets_and_databases() -> list[tuple[int, str]]:
-    """List open descriptors that no child may share: connected sockets and SQLite files, with a name."""
-    found = []
-    for name in os.listdir("/proc/self/fd") if LINUX else ():
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue
-        if target.startswith("socket:") or target.endswith((".db", ".sqlite", ".sqlite3", "-wal", "-shm")):
-            found.append((int(name), target))
-    return found
-
-
-def keep_to_ourselves() -> None:
-    """Let no descriptor that we were started with pass into the programs that we start, but 0, 1 and 2."""
-    for name in os.listdir("/dev/fd"):
-        try:
-            if int(name) > 2:
-                os.set_inheritable(int(name), False)
-        except OSError:  # the listing's own
-            pass
-
-
-def shield(fds: Iterable[int]) -> None:
-    """Put /dev/null over descriptors, so that nothing done to them in a child reaches the other side."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for fd in fds:
-        os.dup2(null, fd, inheritable=False)
-    os.close(null)
-
-
-def line_buffered() -> None:
-    """Make Python's and C's standard streams write each line at once: a crash then loses none."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True)
-    if LINUX:
-        _libc.setvbuf(ctypes.c_void_p.in_dll(_libc, "stdout"), None, 1, 0)
-
-
-def say(text: str) -> None:
-    """Write to what is standard error for this process, whatever has become of sys.stderr."""
-    try:
-        os.write(2, text.encode("utf-8", "backslashreplace"))
-    except OSError:  # the job closed it
-        pass
-
-
-def flush_all() -> None:
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):  # the job closed one, or put something else there
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError, AttributeError):
-                pass
-    _flush_c(None)
-
-
-# ---------------------------------------------------------------------------------- memory
-
-
-def shared_memory(size: int) -> memoryview:
-    """Map that many bytes of zeros that this process and its future children share; what is not touched costs nothing."""
-    # by hand: the module mmap is a library more for each fork to copy the mapping of
-    map_memory = _libc.mmap
-    map_memory.restype = ctypes.c_void_p
-    address = map_memory(None, ctypes.c_size_t(size), 3, _MAP_SHARED, -1, ctypes.c_long(0))
-    if address in (None, ctypes.c_void_p(-1).value):
-        raise MemoryError(f"{size} bytes of shared memory are not to be had")
-    return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
-
-
-def resident_peak() -> int:
-    """Return the highest resident size of this process so far, bytes.
-
-    Right after a fork this is what the child shares with the mold: the
-    kernel starts a new process's high-water mark at its size at the fork.
-    """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * 1024 if LINUX else peak
-
-
-def trim_memory() -> None:
-    """Give free memory back to the system: what is not there need not be copied."""
-    if LINUX and hasattr(_libc, "malloc_trim"):  # musl has none
-        _libc.malloc_trim(0)
-
-
 def shared_at_fork() -> int:
     """Fork once to see how many bytes a child shares with this process at its start."""
     read, write = os.pipe()
@@ -725,20 +370,6 @@ def shared_at_fork() -> int:
     return int(answer or 0)
 
 
-def prefer_as_victim() -> None:
-    """Let the kernel's out-of-memory killer take this process before the supervisor; forks inherit it."""
-    try:
-        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-    except OSError:
-        return
-    try:
-        os.write(fd, b"500")
-    except OSError:
-        pass
-    finally:
-        os.close(fd)
-
-
 def threads() -> int:
     """Count the threads of this process, also those that Python does not know."""
     try:
@@ -749,40 +380,3 @@ def threads() -> int:
 
 def exit_now(status: int) -> None:
     os._exit(status)
-
-
-def end_after(seconds: float) -> None:
-    """End this process then, with status 1 and the stacks of all threads on standard error, whatever it does.
-
-    By a thread in C, which needs neither the interpreter nor a signal.
-    """
-    import faulthandler
-
-    try:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
-    except RuntimeError:  # no thread is to be had: then its time limit ends it
-        pass
-
-
-def report_stacks_to(fd: int) -> None:
-    """Let faulthandler write the stacks to `fd`: on DUMP_SIGNAL, at the end of its CPU time, and when it crashes.
-
-    Set once in the mold; a child puts its own file at that number.
-    """
-    import faulthandler
-
-    faulthandler.enable(file=fd, all_threads=True)
-    faulthandler.register(DUMP_SIGNAL, file=fd, all_threads=True)
-    # then as without it: the process ends
-    faulthandler.register(signal.SIGXCPU, file=fd, all_threads=True, chain=True)
-
-
-def ask_for_stacks(pid: int) -> None:
-    """Let a process write its stacks where `report_stacks_to` said, if it has said so: else the signal would end it."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            caught = next(line for line in file if line.startswith(b"SigCgt:"))
-    except (OSError, StopIteration):
-        return
-    if int(caught.split()[1], 16) >> (DUMP_SIGNAL - 1) & 1:
-        kill(pid, DUMP_SIGNAL)

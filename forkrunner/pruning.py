@@ -104,7 +104,7 @@ def prune_content(store: Store, storage: Storage, done: Pruned, *, grace: float 
 def main() -> None:
     """Prune once, for a supervisor: its settings are in the environment, and what is to be said goes into its log."""
     from .events import Log
-    from .process import title
+    from .leaving import title
     from .sources import load
     from .storage import open_storage
     from .store import Store

@@ -8,9 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 
-from .process import LINUX
+from .libc import LINUX, libc
 
-_libc = ctypes.CDLL(None)
 #: As fcntl.F_SETFL; that module is not in the memory that a child copies.
 _F_SETFL = 4
 #: FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
@@ -29,7 +28,7 @@ def scratch_file(name: str) -> int:
         fd, path = tempfile.mkstemp(prefix=name)
         os.unlink(path)
     # append: the file can be cut from outside while the job goes on writing
-    _libc.fcntl(fd, _F_SETFL, os.O_APPEND | os.O_RDWR)
+    libc.fcntl(fd, _F_SETFL, os.O_APPEND | os.O_RDWR)
     return fd
 
 
@@ -70,7 +69,7 @@ def cut(fd: int, limit: int) -> bool:
         head = limit // 4
         hole = status.st_size - limit // 2 - head
         if hole > 0:
-            _libc.fallocate(fd, _PUNCH_HOLE, ctypes.c_long(head), ctypes.c_long(hole))
+            libc.fallocate(fd, _PUNCH_HOLE, ctypes.c_long(head), ctypes.c_long(hole))
         return hole > 0
     kept = tail(fd, limit // 2)
     os.ftruncate(fd, 0)

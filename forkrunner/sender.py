@@ -20,7 +20,7 @@ import sys
 from _thread import allocate_lock, get_ident, get_native_id, stack_size, start_new_thread
 
 from . import clock
-from .process import title
+from .leaving import title
 from .progress import _Files, sink
 
 TYPE_CHECKING = False

@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import __version__, clock, handover, process, survivors, temporary
+from . import __version__, clock, descriptors, handover, leaving, process, survivors, temporary
 from .attempts import Attempts
 from .errors import StoreError, StoreUnavailable
 from .foundry import Foundry
@@ -39,6 +39,7 @@ from .orders import Orders
 from .outage import Outage
 from .renewal import Renewal
 from .rows import Rows
+from .signals import Poll
 from .waking import Waking
 from .wishes import Wishes
 
@@ -98,8 +99,8 @@ class Supervisor:
             return
         signals = self.orders.listen()
         process.adopt_orphans()
-        process.keep_to_ourselves()
-        self.poll = process.Poll()
+        descriptors.keep_to_ourselves()
+        self.poll = Poll()
         self.poll.watch(signals.fileno())
         self.notifier = Notifier()
         # what else the application asks for is known when its first mold is up
@@ -145,7 +146,7 @@ class Supervisor:
 
     def boot(self) -> None:
         """Start the molds, learn the application's settings, take a lease, say so."""
-        process.title(f"supervisor {self.target}")
+        leaving.title(f"supervisor {self.target}")
         while not self.molds.ready():
             self.keep_molds(clock.monotonic())
             self.poll.wait(self.foundry.next_due(self.settings) - clock.monotonic())
@@ -242,7 +243,7 @@ class Supervisor:
             rate = (self.attempts.ended_count - self.title_count) / max(
                 now - self.title_at + _TITLE_EVERY, _TITLE_EVERY
             )
-            process.title(f"supervisor {self.target} [{len(self.attempts.running)} busy, {rate:.0f} done/s]")
+            leaving.title(f"supervisor {self.target} [{len(self.attempts.running)} busy, {rate:.0f} done/s]")
             self.title_count, self.title_at = self.attempts.ended_count, now + _TITLE_EVERY
 
     def ask(self, work: Callable[[], T]) -> T | None:
@@ -282,4 +283,4 @@ class Supervisor:
             except StoreUnavailable as error:
                 if not error.busy or clock.monotonic() >= end:
                     raise
-            process.Poll().wait(0.02)
+            Poll().wait(0.02)

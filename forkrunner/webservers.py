@@ -10,6 +10,7 @@ import os
 from typing import NamedTuple
 
 from . import identity, process
+from .signals import Poll
 
 
 class Who(NamedTuple):
@@ -37,7 +38,7 @@ class Client:
 class Servers:
     """Which web processes there are. Watches them; decides nothing."""
 
-    def __init__(self, poll: process.Poll) -> None:
+    def __init__(self, poll: Poll) -> None:
         self._poll = poll
         self._fds: dict[Who, int] = {}
         self.clients: dict[Who, Client] = {}

@@ -45,7 +45,7 @@ LIBRARIES = {
     "smtplib": {"mail"},
     "click": {"cli", "commands", "invocation", "terminal"},
     "rich": {"terminal", "bars"},
-    "setproctitle": {"process"},
+    "setproctitle": {"leaving"},
     "subprocess": {"process"},
     "multiprocessing": set(),
 }
@@ -94,6 +94,12 @@ FLOORS = [
     },
     {
         "process",
+        "libc",
+        "leaving",
+        "signals",
+        "stacks",
+        "descriptors",
+        "memory",
         "identity",
         "cgroup",
         "limits",
