@@ -110,7 +110,7 @@ class Hearing:
         )
         for kind, what, by in header["unsafe"]:
             self.log.emit("mold.unsafe", finding=kind, what=what, by=by, effect=EFFECTS[kind])
-        self.supervisor.rows.look_at = 0.0
+        self.supervisor.rows.look()
 
     def on_alive(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
         """Nothing more: it was heard."""

@@ -22,7 +22,7 @@ _FULL = 0.7
 _IDLE_FIRST = 0.01
 #: While notifications are known to arrive, looking is a safety net only: so many times `poll_interval`.
 TRUST = 10
-#: After the mold could not fork for a job, no more are claimed for so long, seconds.
+#: After a job could not be started, no more are claimed for so long, seconds.
 _CROWDED = 1.0
 
 
@@ -37,7 +37,7 @@ class Rows:
         self.look_at = 0.0
         #: A claim may have been committed that we do not know of.
         self.in_doubt = False
-        #: The mold could not fork: nothing is claimed before, whatever slots are free.
+        #: A job could not be started: nothing is claimed before, whatever slots are free.
         self.crowded_until = 0.0
         self.last_turn = 0.0
         self.idle_pause = _IDLE_FIRST
@@ -102,8 +102,12 @@ class Rows:
         # its beginning: a turn that took long has gathered enough meanwhile
         self.last_turn = now
 
+    def look(self) -> None:
+        """Look for due rows at once: what kept a job from being started may be over."""
+        self.look_at = self.crowded_until = 0.0
+
     def refused(self, now: float) -> None:
-        """Take it that a mold cannot fork just now."""
+        """Take it that a mold cannot fork just now, or that the one that knows the task is missing."""
         self.in_doubt = True  # what is busy under our id and does not run is given back
         self.crowded_until = now + _CROWDED
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,27 @@ def test_molds_of_several_applications(bed: Bed) -> None:
     assert [returned(bed, id) for id in bed.enqueue("sell", count=5)] == ["sold"] * 5
     row = bed.ended(bed.put("nothing_of_that_name"))
     assert (row.state, row.error and "no task 'nothing_of_that_name'" in row.error) == (State.FAILED, True)
+    bed.stop(supervisor)
+
+
+def test_an_application_that_does_not_come_up_again(bed: Bed) -> None:
+    """Its jobs wait, and are not asked for in a loop; those of the other go on, and it all ends with the mended code."""
+    (bed.folder / "shop.py").write_text(SHOP)
+    supervisor = bed.start(slots=4, molds="1,shop:runner")
+    (mold,) = supervisor.wait_ps("forkrunner: mold shop:runner", LONG)
+    (bed.folder / "shop.py").write_text("def :")
+    os.kill(mold, signal.SIGKILL)
+    supervisor.wait_log("SyntaxError", LONG)
+    sell = bed.put("sell")
+    given_back = r"^(\S+ \S+) .* could not be started here were given back"
+    # by the seconds that the lines carry
+    wait_until(lambda: len(set(re.findall(given_back, supervisor.log, re.MULTILINE))) >= 3, LONG)
+    by_second = Counter(re.findall(given_back, supervisor.log, re.MULTILINE))
+    assert max(by_second.values()) <= 3, by_second
+    assert returned(bed, bed.put("which")) == "old"
+    (bed.folder / "shop.py").write_text(SHOP)
+    supervisor.signal(signal.SIGHUP)
+    assert returned(bed, sell) == "sold"
     bed.stop(supervisor)
 
 
