@@ -12,7 +12,7 @@ from . import channel, process, survivors
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-_CODE = "from forkrunner.mold import main; main()"
+_CODE = "from forkrunner.boot import main; main()"
 _CHUNK = 1 << 18
 _ENVIRONMENT = {"LD_BIND_NOW": "1"}
 

@@ -1,6 +1,6 @@
 """The mold: a warm copy of the application from which every attempt's process is forked.
 
-A fresh interpreter, started by the supervisor. It imports the application once and then
+A fresh interpreter, started by the supervisor. It imports the application once (boot.py) and then
 forks, watches, kills and reaps. It knows nothing of rows, holds no connection but the
 channel to its supervisor, and runs no code of the application after the import. It
 stays thin: a fork costs in proportion to what this process has in memory, so nothing
@@ -16,36 +16,17 @@ Always true between two turns of the loop:
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
-import sys
 
-from . import (
-    cgroup,
-    channel,
-    child,
-    clock,
-    descriptors,
-    leaving,
-    libc,
-    measure,
-    process,
-    safepoint,
-    scratch,
-    stacks,
-    units,
-)
-from .application import load, settle
+from . import cgroup, channel, child, clock, leaving, measure, process, safepoint, scratch, stacks, units
+from .account import Account
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
 from .current import current
-from .errors import ForkrunnerError, TargetError
 from .filing import Files
-from .memory import prefer_as_victim, shared_memory
-from .oom import OomKiller
-from .safety import Watch
+from .leftovers import Leftovers
 from .signals import Deaths, Poll
-from .verdict import judge
+from .wanted import Wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,88 +49,6 @@ _MEMORY_GRACE = 0.5
 #: No spare is forked while jobs come faster than this, seconds: a child that is forked with its
 #: job in memory costs less than one that has to be told.
 _LULL = 0.02
-#: Bytes of a report that are read at once; few are longer.
-_REPORT_SIZE = 64 * 1024
-#: Bytes of output that go into the row.
-_OUTPUT_TAIL = 16 * 1024
-#: What is told of every ended attempt, formatted by hand: for most it is all, and this process's
-#: pages are copied too when it works between two forks.
-_FACTS = (
-    '{"id":"%s","attempt":%d,"pid":%d,"started":%r,"finished":%r,"ran":%r,"cpu_user":%r,"cpu_system":%r,'
-    '"peak":%d,"minor_faults":%d,"major_faults":%d,"voluntary":%d,"involuntary":%d,"leftover":%d,'
-)
-_DONE = '"kind":"ended","outcome":"done","exit_status":0,"progress":false}'
-
-
-def main() -> None:
-    """Entry point of the mold's interpreter: `python -c … CHANNEL PARENT`."""
-    link, parent = int(sys.argv[1]), int(sys.argv[2])
-    process.tie_to(parent)
-    process.adopt_orphans()
-    # and its children, which inherit it
-    prefer_as_victim()
-    # what was passed to us is not for the programs that jobs start
-    descriptors.keep_to_ourselves()
-    boot, _ = _first_message(link)
-    for name in boot["unset"]:
-        del os.environ[name]
-    title = f"mold {boot['target']} gen {boot['generation']}"
-    leaving.title(title)
-    leaving.share_title()
-    # of an import that crashes or hangs; the children's go elsewhere
-    stacks.report_stacks_to(2)
-    try:
-        _enter(boot["folder"])
-        watch = Watch()
-        runner = load(boot["target"], boot["folder"], boot["preload"], watch)
-        place = settle(runner, boot, [link], watch)
-    except ForkrunnerError as error:
-        _send_all(link, channel.pack({"kind": "broken", "error": str(error), **error.facts}))
-        process.exit_now(2)
-    leaving.title(title)  # again, after the rehearsal
-    tasks = {task.name: task.policy() for task in runner.tasks.values()}
-    up = {"kind": "up", "tasks": tasks, "code": runner.code, "unsafe": place.unsafe}
-    if boot.get("watch"):
-        up["files"] = _own_files()
-    _send_all(link, channel.pack(up))
-    mold = Mold(link, place, title)
-    try:
-        mold.run()
-    except BaseException:
-        os.dup2(mold.stderr, 2)
-        raise
-    process.exit_now(0)
-
-
-def _first_message(link: int) -> tuple[dict[str, Any], bytes]:
-    inbox = channel.Inbox()
-    while True:
-        data = os.read(link, 65536)
-        if not data:
-            process.exit_now(0)
-        inbox.feed(data)
-        for message in inbox:
-            return message
-
-
-def _own_files() -> list[str]:
-    """List the files of the modules that belong neither to Python, nor to an installed package, nor to us."""
-    others = (sys.prefix, sys.base_prefix, os.path.dirname(__file__))
-    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    return [path for path in files if path and os.path.isabs(path) and not path.startswith(others)]
-
-
-def _enter(folder: str) -> None:
-    try:
-        # by its name: a link in it may lead elsewhere than when the supervisor was started
-        os.chdir(folder)
-    except OSError as error:
-        raise TargetError(f"{folder}: {error.strerror}; the application was to be imported there") from error
-
-
-def _send_all(link: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(link, data) :]
 
 
 def _storage_at(url: str) -> Any:
@@ -157,14 +56,6 @@ def _storage_at(url: str) -> Any:
     from .storage import Storage
 
     return Storage(url)
-
-
-def _report(frame: bytes) -> child.Message | None:
-    """Read what a child has reported; nothing if it did not finish, or a job has written into it."""
-    try:
-        return channel.unpack(frame)
-    except channel.Garbled:
-        return None
 
 
 class Mold:
@@ -186,13 +77,9 @@ class Mold:
         self.children = Children()
         self.inbox = channel.Inbox()
         self.outgoing = bytearray()
-        #: What is wanted of children that pass a safe point, and of all that start from now on.
-        self.board = safepoint.Board(shared_memory(safepoint.BOARD_SIZE))
-        self.wanted = 0
-        current.board, current.mold = self.board.memory, os.getpid()
-        #: Pages that a child shares with us are not its own.
-        self.shared = process.shared_at_fork()
-        self.oom_killer = OomKiller()
+        self.wanted = Wanted(self.children, place.tasks)
+        self.account = Account()
+        self.leftovers = Leftovers(self.children)
         self.groups = cgroup.Groups("", 0)
         self.output_limit = 1 << 20
         self.ending = False
@@ -200,11 +87,6 @@ class Mold:
         self.spare_deaths = 0
         self.spare_at = 0.0
         self.cut_at = self.watch_at = self.lease_until = FOREVER
-        self.family = process.Family()
-        #: Killed, and not known to be reaped: not to be counted twice.
-        self.doomed: set[int] = set()
-        #: Those that remove folders: no jobs, and not to be killed.
-        self.helpers: set[int] = set()
 
     def run(self) -> None:
         while not (self.ending and not self.children.busy and not self.outgoing):
@@ -271,58 +153,27 @@ class Mold:
         if victim is None:
             return  # it has ended meanwhile, and its `ended` is on the way
         now = clock.monotonic()
-        self.thaw(victim, now)
-        # one that passes safe points gets the time to reach the next
-        used = self.board.is_used(victim.pid, header["id"])
+        self.wanted.resume(victim, now)
         if header["outcome"] == "cancelled":
-            self.ask(victim, safepoint.CANCEL)
-        wait = victim.grace if used and victim.asked else 0.0
+            self.wanted.ask(victim, safepoint.CANCEL)
+        # one that passes safe points gets the time to reach the next
+        wait = victim.grace if self.wanted.is_at_safe_points(victim) else 0.0
         self.children.condemn(victim, header["outcome"], header["sentence"], now, wait)
 
     def on_leave(self, header: dict[str, Any]) -> None:
         """Ask what runs, and what will start, to leave at its next safe point."""
-        self.wanted = max(self.wanted, safepoint.WANTED[header["wish"]])
-        self.ask_all()
-
-    def ask_all(self) -> None:
-        now = clock.monotonic()
-        for busy in self.children.busy.values():
-            if self.wanted == safepoint.STOP:
-                # frozen it would neither leave nor end by itself
-                self.thaw(busy, now)
-            self.ask(busy, self.wanted)
-
-    def ask(self, busy: Child, wish: int) -> None:
-        """Want something of a child, if its task allows it."""
-        assert busy.job is not None
-        task = self.place.tasks[busy.job["task"]]
-        if wish != safepoint.CANCEL and task.at_most_once:
-            return  # given back it would never run again
-        if wish == safepoint.RELOAD and not task.requeue_on_reload:
-            return
-        self.board.ask(busy.pid, wish)
-        busy.asked = True
+        self.wanted.of_all = max(self.wanted.of_all, safepoint.WANTED[header["wish"]])
+        self.wanted.ask_all(clock.monotonic())
 
     def on_pause(self, header: dict[str, Any]) -> None:
         busy = self.children.find(header["id"], header["attempt"])
-        # a stop must not be held up
-        if (
-            busy is not None
-            and self.wanted != safepoint.STOP
-            and self.children.pause(busy, clock.monotonic())
-        ):
-            process.freeze(busy.pid)
+        if busy is not None:
+            self.wanted.pause(busy, clock.monotonic())
 
     def on_resume(self, header: dict[str, Any]) -> None:
         busy = self.children.find(header["id"], header["attempt"])
         if busy is not None:
-            self.thaw(busy, clock.monotonic())
-
-    def thaw(self, busy: Child, now: float) -> None:
-        if self.children.resume(busy, now):
-            self.board.note_pause(busy.pid, busy.paused_for)
-            busy.asked = True
-            process.thaw(busy.pid)
+            self.wanted.resume(busy, clock.monotonic())
 
     def on_ask(self, header: dict[str, Any]) -> None:
         """Show that this loop turns."""
@@ -339,7 +190,7 @@ class Mold:
         if header.get("outcome"):
             now = clock.monotonic()
             for victim in self.children.busy.values():
-                self.thaw(victim, now)
+                self.wanted.resume(victim, now)
                 victim.grace = header["grace"]
                 self.children.condemn(victim, header["outcome"], header["sentence"], now)
 
@@ -371,8 +222,8 @@ class Mold:
         for ((message, _, _), output, report), pid in zip(prepared, self.fork(prepared), strict=False):
             assert message is not None
             self.children.start(Child(pid, -1, output, report), message[0], now, clock.wall())
-        if self.wanted:
-            self.ask_all()
+        if self.wanted.of_all:
+            self.wanted.ask_all(now)
 
     def give_to_a_spare(self, job: dict[str, Any], arguments: bytes, now: float) -> bool:
         while self.children.spares:
@@ -482,7 +333,7 @@ class Mold:
             dead = self.children.died(pid)
             if dead is None:
                 strangers = True
-                self.helpers.discard(pid)
+                self.leftovers.reaped(pid)
             elif dead.job is None:
                 # spares that die by themselves must not be forked as fast as they die
                 self.spare_deaths += 1
@@ -492,99 +343,22 @@ class Mold:
                 self.spare_deaths = 0
                 ended.append((dead, status, usage))
         if ended or strangers:
-            self.sweep([dead for dead, _, _ in ended])
+            self.leftovers.sweep([dead for dead, _, _ in ended])
         for dead, status, usage in ended:
-            self.outgoing += self.ended(dead, status, usage, now)
-            if dead.asked:
-                self.board.clear(dead.pid)
-            if dead.job and "limits" in dead.job:
-                self.remove_folder(dead.job["limits"].get("temporary_folder"))
+            limits = dead.job.get("limits") if dead.job else None
+            if limits:
+                self.close_group(dead, limits)
+            self.outgoing += self.account.ended(dead, status, usage, now, self.output_limit)
+            self.wanted.forget(dead)
+            if limits:
+                self.leftovers.remove_folder(limits.get("temporary_folder"))
             self.release(dead)
 
-    def sweep(self, dead: list[Child]) -> None:
-        """Kill what ended jobs have left behind, and count it to them. Keeps (3).
-
-        Whatever a job has started falls to us when it ends, however it fled: we are the subreaper of all. It is
-        not waited for here: its own death wakes us, and then we get what that leaves.
-        """
-        found = self.family.look()
-        if found.count(b" ") == len(self.children) + len(self.helpers):
-            self.doomed.clear()
-            return
-        ours = self.children.pids() | self.helpers
-        left = [pid for pid in map(int, found.split()) if pid not in ours]
-        for pid in left:
-            if pid not in self.doomed and (session := process.session_of(pid)) is not None:
-                killed = process.kill_tree(pid)
-                # those that have made a session of their own may be of any that ended at this moment
-                owner = next((one for one in dead if one.pid == session), dead[0] if dead else None)
-                if owner is not None:
-                    owner.leftover += len(set(killed) - self.doomed)
-                self.doomed.update(killed)
-
-    def remove_folder(self, path: str | None) -> None:
-        """Let the temporary folder of an ended job be removed; what is left of it goes with the supervisor."""
-        if path is not None:
-            try:
-                self.helpers.add(process.remove_folders(path))
-            except OSError:
-                pass
-
-    def ended(self, dead: Child, status: int, usage: Any, now: float) -> bytes:
-        """Put together all that is known of an ended attempt, as a frame for the supervisor."""
-        job = dead.job
-        assert job is not None
-        dead.ran = now - dead.started
-        dead.cpu = usage.ru_utime + usage.ru_stime
-        # the greatest of the job and what it has waited for
-        own = usage.ru_maxrss * (1024 if libc.LINUX else 1) - self.shared
-        dead.peak = max(0, own, dead.peak)
-        if "limits" in job and "group" in job["limits"]:
-            most, kills = self.groups.close(job["limits"]["group"])
+    def close_group(self, dead: Child, limits: dict[str, Any]) -> None:
+        """Remove the control group of an ended job, and keep what the kernel says of its memory."""
+        if "group" in limits:
+            most, kills = self.groups.close(limits["group"])
             dead.group_killed = kills and most
-        words, body = _DONE, b"null"
-        data = os.pread(dead.report, _REPORT_SIZE, 0)
-        written = scratch.size(dead.output)
-        if data != child.DONE_WITH_NULL or written or status or dead.why:
-            if len(data) == _REPORT_SIZE:
-                data = scratch.contents(dead.report)
-            stacks, _, frame = data.partition(child.REPORT_MARK)
-            header, body = judge(dead, status, _report(frame), self.oom_killer.judge)
-            header["kind"] = "ended"
-            if stacks:
-                header["stacks"] = stacks[-_REPORT_SIZE:].decode("utf-8", "replace")
-            if written:
-                output = scratch.tail(dead.output, min(_OUTPUT_TAIL, self.output_limit))
-                header["output_tail"] = output.decode("utf-8", "replace")
-                header["output_bytes"] = written
-                if written > len(output):
-                    # behind the result; it gets a row of its own
-                    whole = scratch.head_and_tail(dead.output, self.output_limit, dead.cut)
-                    header["output"] = len(whole)
-                    body += whole
-            if dead.steps is not None:
-                dead.note(
-                    "ended", now, detail=str(header.get("signal") or f"exit status {header['exit_status']}")
-                )
-                header["steps"] = dead.steps
-            words = json.dumps(header, separators=(",", ":"))[1:]
-        facts = _FACTS % (
-            job["id"],
-            job["attempt"],
-            dead.pid,
-            dead.started_wall,
-            clock.wall(),
-            dead.ran,
-            usage.ru_utime,
-            usage.ru_stime,
-            dead.peak,
-            usage.ru_minflt,
-            usage.ru_majflt,
-            usage.ru_nvcsw,
-            usage.ru_nivcsw,
-            dead.leftover,
-        )
-        return channel.pack_raw((facts + words).encode(), body)
 
     def watch(self, now: float) -> None:
         """Look at the memory and CPU time of those that have a limit: what the kernel's own limits do not see.
@@ -620,7 +394,7 @@ class Mold:
         """Take the next step of the ladder with each child that is due for one, and write it down."""
         for victim, step in self.children.overdue(now):
             if step == NEAR:
-                self.ask(victim, safepoint.NEAR_LIMIT)
+                self.wanted.ask(victim, safepoint.NEAR_LIMIT)
             elif step == DUMP:
                 process.kill(victim.pid, stacks.DUMP_SIGNAL)
                 victim.note("stacks", now)
@@ -633,13 +407,11 @@ class Mold:
                 process.kill_group(victim.pid, signal.SIGCONT)
                 victim.note("TERM", now)
             else:
-                killed = process.kill_tree(victim.pid)
+                killed = self.leftovers.kill_with_all(victim)
                 if victim.steps is not None and victim.steps[-1]["step"] == "KILL":
                     victim.steps[-1]["again"] = victim.steps[-1].get("again", 0) + 1
                 else:
-                    victim.note("KILL", now, processes=len(killed))
-                victim.leftover += len(set(killed[1:]) - self.doomed)
-                self.doomed.update(killed[1:])
+                    victim.note("KILL", now, processes=killed)
 
     def enforce_lease(self, now: float) -> None:
         """Kill every child at the end of the lease: the rows may be somebody else's from then on. Keeps (4)."""

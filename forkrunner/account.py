@@ -1,0 +1,102 @@
+"""What is told of an ended attempt: its outcome, its bill and its output, put together in the mold as one frame."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from . import channel, child, clock, process, scratch
+from .libc import LINUX
+from .oom import OomKiller
+from .verdict import judge
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .children import Child
+
+#: Bytes of a report that are read at once; few are longer.
+_REPORT_SIZE = 64 * 1024
+#: Bytes of output that go into the row.
+_OUTPUT_TAIL = 16 * 1024
+#: What is told of every ended attempt, formatted by hand: for most it is all, and this process's
+#: pages are copied too when it works between two forks.
+_FACTS = (
+    '{"id":"%s","attempt":%d,"pid":%d,"started":%r,"finished":%r,"ran":%r,"cpu_user":%r,"cpu_system":%r,'
+    '"peak":%d,"minor_faults":%d,"major_faults":%d,"voluntary":%d,"involuntary":%d,"leftover":%d,'
+)
+_DONE = '"kind":"ended","outcome":"done","exit_status":0,"progress":false}'
+
+
+class Account:
+    """Knows what is needed beside the attempt itself to tell how it ended."""
+
+    def __init__(self) -> None:
+        #: Pages that a child shares with us are not its own.
+        self._shared = process.shared_at_fork()
+        self._oom_killer = OomKiller()
+
+    def ended(self, dead: Child, status: int, usage: Any, now: float, output_limit: int) -> bytes:
+        """Put together all that is known of an ended attempt, as a frame for the supervisor.
+
+        `output_limit`: bytes of its output that are told beside the tail.
+        """
+        job = dead.job
+        assert job is not None
+        dead.ran = now - dead.started
+        dead.cpu = usage.ru_utime + usage.ru_stime
+        # the greatest of the job and what it has waited for
+        own = usage.ru_maxrss * (1024 if LINUX else 1) - self._shared
+        dead.peak = max(0, own, dead.peak)
+        words, body = _DONE, b"null"
+        data = os.pread(dead.report, _REPORT_SIZE, 0)
+        written = scratch.size(dead.output)
+        if data != child.DONE_WITH_NULL or written or status or dead.why:
+            if len(data) == _REPORT_SIZE:
+                data = scratch.contents(dead.report)
+            stacks, _, frame = data.partition(child.REPORT_MARK)
+            header, body = judge(dead, status, _report(frame), self._oom_killer.judge)
+            header["kind"] = "ended"
+            if stacks:
+                header["stacks"] = stacks[-_REPORT_SIZE:].decode("utf-8", "replace")
+            if written:
+                output = scratch.tail(dead.output, min(_OUTPUT_TAIL, output_limit))
+                header["output_tail"] = output.decode("utf-8", "replace")
+                header["output_bytes"] = written
+                if written > len(output):
+                    # behind the result; it gets a row of its own
+                    whole = scratch.head_and_tail(dead.output, output_limit, dead.cut)
+                    header["output"] = len(whole)
+                    body += whole
+            if dead.steps is not None:
+                dead.note(
+                    "ended", now, detail=str(header.get("signal") or f"exit status {header['exit_status']}")
+                )
+                header["steps"] = dead.steps
+            words = json.dumps(header, separators=(",", ":"))[1:]
+        facts = _FACTS % (
+            job["id"],
+            job["attempt"],
+            dead.pid,
+            dead.started_wall,
+            clock.wall(),
+            dead.ran,
+            usage.ru_utime,
+            usage.ru_stime,
+            dead.peak,
+            usage.ru_minflt,
+            usage.ru_majflt,
+            usage.ru_nvcsw,
+            usage.ru_nivcsw,
+            dead.leftover,
+        )
+        return channel.pack_raw((facts + words).encode(), body)
+
+
+def _report(frame: bytes) -> child.Message | None:
+    """Read what a child has reported; nothing if it did not finish, or a job has written into it."""
+    try:
+        return channel.unpack(frame)
+    except channel.Garbled:
+        return None
