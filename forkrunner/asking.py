@@ -21,8 +21,9 @@ from .batches import LIMITS, clean, new_row, pack
 from .callers import begin, connection_of, make_beside
 from .errors import EnqueueError, JobNotFound, JobStateError
 from .filenames import address
-from .job import Attempt, File, New, Outcome, Row, Standing, State
+from .job import Outcome, State
 from .oldrows import Batch
+from .records import Attempt, File, New, Row, Standing
 from .schema import jobs
 from .statements import CHANNEL, JOB, STANDING, WISH
 

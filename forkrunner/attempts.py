@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from . import clock, temporary
-from .job import Attempt, Ending, File, Outcome, Policy, after, user_sentence
+from .job import Outcome, Policy, after, user_sentence
 from .lease import HOST
 from .molds import FOREVER, Stage
 from .options import LIMITS
+from .records import Attempt, Ending, File
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .job import Claim
     from .molds import Mold
+    from .records import Claim, Key
     from .supervisor import Supervisor
 
 #: An ending is never held back longer than this, seconds.
@@ -31,9 +32,6 @@ _LONGEST_WAIT = 0.02
 _LONGEST_LINE = 500
 #: What is done is not run again, whatever its task declared.
 _ANY_POLICY = Policy()
-
-#: Id of a job and number of its attempt.
-Key = tuple[str, int]
 
 
 class Running:

@@ -13,7 +13,7 @@ from forkrunner.job import State
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from forkrunner.job import Row
+    from forkrunner.records import Row
     from forkrunner.watch import View
 
 _COLOURS = {"pending": "blue", "busy": "yellow", "done": "green", "failed": "red", "cancelled": "magenta"}

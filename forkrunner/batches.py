@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from .errors import EnqueueError
-from .job import Attempt, Ending, New, Next, State
+from .job import Next, State
+from .records import Attempt, Ending, New
 from .schema import to_text
 from .statements import ATTEMPT
 

@@ -18,7 +18,7 @@ from .filenames import display_name
 if TYPE_CHECKING:
     from werkzeug.wrappers import Request
 
-    from .job import File
+    from .records import File
     from .storage import Storage
 
 _MEDIA_TYPE = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}(; ?charset=[\w-]{1,40})?", re.ASCII)

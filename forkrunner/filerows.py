@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from .batches import clean, pack
-from .job import File
+from .records import File
 from .schema import ID, files, notes
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from .filenames import address, display_name, guess_type, safe_name, suffix_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .job import File
+    from .records import File
     from .storage import Storage
 
 #: As in a Content-Type header.

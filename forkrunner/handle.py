@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from typing import Any, Generic, Self
 
     from .files import StoredFile
-    from .job import Attempt, Row, State
+    from .job import State
     from .options import Duration
+    from .records import Attempt, Row
     from .runner import Runner
 else:
     from .tasks import Generic

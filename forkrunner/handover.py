@@ -27,11 +27,11 @@ import msgspec
 from . import __version__, clock, process, scratch
 from .attempts import Running
 from .errors import HandoverError, StoreUnavailable
-from .job import Claim, Ending
 from .lease import Lease
 from .link import MoldLink
 from .molds import FOREVER, Stage
 from .progress import place as progress_place
+from .records import Claim, Ending
 from .store import Store
 
 if TYPE_CHECKING:

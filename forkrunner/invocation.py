@@ -24,7 +24,7 @@ from forkrunner.sources import FROM_DEFAULT, load
 from forkrunner.units import mask
 
 if TYPE_CHECKING:
-    from forkrunner.job import Row
+    from forkrunner.records import Row
     from forkrunner.runner import Runner
     from forkrunner.safety import Watch
     from forkrunner.store import Store

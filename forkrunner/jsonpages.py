@@ -15,7 +15,7 @@ from forkrunner.payload import Misfit, check_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from forkrunner.job import Attempt, File, Row, SupervisorRow
+    from forkrunner.records import Attempt, File, Row, SupervisorRow
 
 
 #: What is told of a file: not its token, which is the way to it.

@@ -21,8 +21,8 @@ import uuid
 from typing import TYPE_CHECKING
 
 from . import __version__, clock, identity, survivors
-from .job import SupervisorRow
 from .progress import place
+from .records import SupervisorRow
 from .signals import Poll
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from .errors import ForkrunnerError
 from .scratch import LEFT_OUT
 
 if TYPE_CHECKING:
-    from .job import SupervisorRow
+    from .records import SupervisorRow
 
 _CHUNK = 1 << 16
 

@@ -17,7 +17,7 @@ from forkrunner.job import ENDED, State
 from forkrunner.live import Live, NotHere
 
 if TYPE_CHECKING:
-    from forkrunner.job import Attempt, Row
+    from forkrunner.records import Attempt, Row
     from forkrunner.store import Store
 
 #: Seconds between two looks at a file in memory, and at a row.

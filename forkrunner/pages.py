@@ -28,7 +28,7 @@ from forkrunner.wording import (
 )
 
 if TYPE_CHECKING:
-    from forkrunner.job import Attempt, File, Row
+    from forkrunner.records import Attempt, File, Row
 
 #: Characters of a bar in a table.
 _BAR = 10

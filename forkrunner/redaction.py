@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from typing import Any
 
-    from forkrunner.job import Row
+    from forkrunner.records import Row
 
 HIDDEN = "***"
 #: The default of the setting `secret_names`: parts of names.

@@ -12,12 +12,13 @@ import msgspec
 
 from . import clock
 from .attempts import options_of, waited
-from .job import Attempt, Outcome
+from .job import Outcome
 from .lease import Lease
 from .molds import FOREVER
+from .records import Attempt
 
 if TYPE_CHECKING:
-    from .job import Claim
+    from .records import Claim
     from .supervisor import Supervisor
 
 #: Rows that are rescued at once.
@@ -109,7 +110,7 @@ class Renewal:
         store, late = self.supervisor.store, self.supervisor.store.batch(self.attempts.endings)
         written = self.supervisor.ask(lambda: store.finish(late))
         for ending in late if written is not None else ():
-            self.attempts.report(ending, (ending.attempt.job_id, ending.attempt.attempt) in (written or ()))
+            self.attempts.report(ending, ending.key in (written or ()))
 
     def rescue(self, now: float) -> None:
         """Take back the rows of supervisors that are dead; run again what may be. Keeps (6)."""
@@ -125,7 +126,7 @@ class Renewal:
         if orphans is None:
             return
         self.rescue_at = now + self.supervisor.settings.lease / 3
-        waiting = {(ending.attempt.job_id, ending.attempt.attempt) for ending in self.attempts.endings}
+        waiting = {ending.key for ending in self.attempts.endings}
         for claim in orphans:
             if (claim.id, claim.attempt) in waiting:
                 continue

@@ -92,7 +92,7 @@ class Rows:
         self.supervisor.foundry.send()
         for ending in batch:
             self.attempts.endings.popleft()
-            self.attempts.report(ending, (ending.attempt.job_id, ending.attempt.attempt) in written)
+            self.attempts.report(ending, ending.key in written)
         self.attempts.write_at = clock.monotonic() if self.attempts.endings else FOREVER
         if claims:
             self.idle_pause = _IDLE_FIRST
@@ -129,7 +129,7 @@ class Rows:
     def give_back_strays(self) -> bool:
         """Give back what is busy under our id and not running here: a commit whose answer was lost."""
         assert self.supervisor.store is not None
-        kept = {(ending.attempt.job_id, ending.attempt.attempt) for ending in self.attempts.endings}
+        kept = {ending.key for ending in self.attempts.endings}
         strays = self.supervisor.store.busy(self.supervisor.lease.id) - self.attempts.running.keys() - kept
         if strays:
             self.supervisor.store.release(self.supervisor.lease.id, list(strays))

@@ -322,7 +322,7 @@ class Runner:
 
         Their ids sort in the order of the calls. Raises EnqueueError when calls name different connections.
         """
-        from forkrunner.job import File, New
+        from forkrunner.records import File, New
 
         calls = list(calls)
         for call in calls:

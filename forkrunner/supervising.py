@@ -15,12 +15,9 @@ from sqlalchemy.engine import Connection
 from .access import Access
 from .batches import LARGE, clean, ending_row, first_of, is_large, pack, without_details
 from .errors import SchemaError, StoreError, StoreUnavailable
-from .job import Claim, Ending, SupervisorRow, Wish
+from .records import Claim, Ending, Key, SupervisorRow, Wish
 from .schema import supervisors
 from .statements import CLAIM, SUPERVISOR
-
-#: Id of a job and number of its attempt.
-Key = tuple[str, int]
 
 
 class Supervising(Access):
@@ -98,15 +95,10 @@ class Supervising(Access):
         if written := [
             {"job": e.attempt.job_id, "number": e.attempt.attempt, "text": clean(e.output)}
             for e in endings
-            if e.output is not None and (e.attempt.job_id, e.attempt.attempt) in ended
+            if e.output is not None and e.key in ended
         ]:
             connection.execute(self._statements.output, written)
-        if files := [
-            file
-            for e in endings
-            if e.files and (e.attempt.job_id, e.attempt.attempt) in ended
-            for file in e.files
-        ]:
+        if files := [file for e in endings if e.files and e.key in ended for file in e.files]:
             self._files.insert(connection, files)
         return ended
 

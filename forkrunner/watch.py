@@ -28,8 +28,8 @@ from .errors import StoreUnavailable
 from .job import ENDED, State, user_error
 
 if TYPE_CHECKING:
-    from .job import Standing
     from .progress import Entry, Reader
+    from .records import Standing
     from .store import Store
 
 View = dict[str, Any]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .job import Wish
 from .molds import FOREVER
+from .records import Wish
 from .rows import TRUST
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from forkrunner.terminal import bar, short
 from forkrunner.units import show_bytes
 
 if TYPE_CHECKING:
-    from forkrunner.job import Attempt, SupervisorRow
+    from forkrunner.records import Attempt, SupervisorRow
 
 
 def duration(seconds: float) -> str:

@@ -26,7 +26,8 @@ from uuid import UUID
 
 from forkrunner.errors import StoreUnavailable
 from forkrunner.ids import new_id
-from forkrunner.job import ENDED, New, Row, State
+from forkrunner.job import ENDED, State
+from forkrunner.records import New, Row
 from forkrunner.store import Store
 from tests.support import APP, Cli, Process, alive, need, wait_until
 from tests.support import LONG as LONG

@@ -22,8 +22,9 @@ from forkrunner import terminal, units, wording
 from forkrunner.cli import main
 from forkrunner.config import SETTINGS
 from forkrunner.ids import new_id
-from forkrunner.job import Attempt, Ending, New, Next, Outcome, State, SupervisorRow
+from forkrunner.job import Next, Outcome, State
 from forkrunner.orders import SIGNALS
+from forkrunner.records import Attempt, Ending, New, SupervisorRow
 from forkrunner.store import Store
 from tests.support import Cli, Finished, Process, wait_until
 

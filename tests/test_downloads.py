@@ -18,7 +18,8 @@ from werkzeug.wrappers import Response
 
 from forkrunner import Runner
 from forkrunner.asgi import progress_asgi
-from forkrunner.job import Attempt, Ending, File, Next, Outcome, State
+from forkrunner.job import Next, Outcome, State
+from forkrunner.records import Attempt, Ending, File
 from forkrunner.wsgi import progress_app
 from tests.test_store import claim_one, put, supervisor_row
 

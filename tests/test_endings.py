@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from forkrunner.job import Attempt, Outcome, Row, State
+from forkrunner.job import Outcome, State
+from forkrunner.records import Attempt, Row
 from tests.running import LONG, Bed, check_gone, line_of, memory_cgroup
 from tests.support import Cli, need
 

@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 
 from forkrunner import ArgumentError, InputFile, Job, OutputFile, Runner, StorageError
 from forkrunner.filenames import display_name, safe_name, suffix_of
-from forkrunner.job import Attempt, Ending, Next, Outcome, State, SupervisorRow
+from forkrunner.job import Next, Outcome, State
+from forkrunner.records import Attempt, Ending, SupervisorRow
 from tests.running import LONG, Bed
 from tests.support import Cli
 

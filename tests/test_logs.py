@@ -7,8 +7,9 @@ import re
 import pytest
 
 from forkrunner import scratch
-from forkrunner.job import State, SupervisorRow
+from forkrunner.job import State
 from forkrunner.live import Live, NotHere
+from forkrunner.records import SupervisorRow
 from forkrunner.scratch import head_and_tail, scratch_file
 from tests.running import Bed
 

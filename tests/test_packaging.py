@@ -69,7 +69,7 @@ FUNCTIONS = {
 
 #: A module imports none from a higher floor (DESIGN section 5).
 FLOORS = [
-    {"errors", "clock", "units", "current", "ids", "job", "describing"},
+    {"errors", "clock", "units", "current", "ids", "job", "records", "describing"},
     {
         "config",
         "kinds",

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from forkrunner import InputFile, JobNotFound, Runner, StorageError
 from forkrunner.ids import new_id
-from forkrunner.job import Attempt, Ending, File, Next, Outcome, State
+from forkrunner.job import Next, Outcome, State
 from forkrunner.pruning import Pruned, prune, prune_content
+from forkrunner.records import Attempt, Ending, File
 from forkrunner.storage import Storage
 from forkrunner.store import Store
 from tests.running import LONG, Bed

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from forkrunner import ArgumentError, ConfigError, Runner, Secret
-from forkrunner.job import Attempt, Outcome, Row, State
+from forkrunner.job import Outcome, State
+from forkrunner.records import Attempt, Row
 from forkrunner.redaction import SECRET_NAMES, conceal, is_secret, redact, redact_text, scrub, secrets_in
 from forkrunner.sources import load
 from tests.running import Bed

@@ -36,7 +36,8 @@ from forkrunner import ids as module
 from forkrunner.current import current
 from forkrunner.handle import Job
 from forkrunner.ids import new_id
-from forkrunner.job import Attempt, Claim, Ending, Next, SupervisorRow
+from forkrunner.job import Next
+from forkrunner.records import Attempt, Claim, Ending, SupervisorRow
 from forkrunner.store import Store
 
 

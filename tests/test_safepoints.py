@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from forkrunner.job import Outcome, Row, State
+from forkrunner.job import Outcome, State
+from forkrunner.records import Row
 from tests.running import LONG, SOURCE, Bed, check_gone
 from tests.support import Cli, alive, proc, wait_until
 

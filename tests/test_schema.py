@@ -253,7 +253,7 @@ def test_the_tables_of_the_first_release_are_brought_to_this_one(
     """With what is in them: the new columns of an attempt of then say nothing."""
     from alembic import command
 
-    from forkrunner.job import New
+    from forkrunner.records import New
 
     upgrade = command.upgrade
     monkeypatch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0001"))

@@ -38,20 +38,8 @@ from forkrunner.errors import (
     StoreError,
     StoreUnavailable,
 )
-from forkrunner.job import (
-    ENDED,
-    TRANSITIONS,
-    Attempt,
-    Claim,
-    Ending,
-    New,
-    Next,
-    Outcome,
-    Row,
-    State,
-    SupervisorRow,
-    Wish,
-)
+from forkrunner.job import ENDED, TRANSITIONS, Next, Outcome, State
+from forkrunner.records import Attempt, Claim, Ending, New, Row, SupervisorRow, Wish
 from forkrunner.schema import attempts, jobs
 from forkrunner.store import Store
 from tests.running import CuttingProxy

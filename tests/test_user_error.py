@@ -9,7 +9,8 @@ import pytest
 from werkzeug.test import Client
 
 from forkrunner import Runner, UserError
-from forkrunner.job import Attempt, Outcome, State, user_error, user_sentence
+from forkrunner.job import Outcome, State, user_error, user_sentence
+from forkrunner.records import Attempt
 from forkrunner.wsgi import progress_app
 from tests.running import Bed
 from tests.support import Cli

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from forkrunner.job import New, SupervisorRow
+from forkrunner.records import New, SupervisorRow
 from forkrunner.store import Store
 from forkrunner.wake import Waker, open_waker
 from tests.servers import Postgres

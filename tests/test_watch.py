@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from forkrunner import Runner
 from forkrunner.errors import StoreUnavailable
 from forkrunner.ids import new_id
-from forkrunner.job import Ending, Next, State
+from forkrunner.job import Next, State
 from forkrunner.progress import place, sink
+from forkrunner.records import Ending
 from forkrunner.store import Store
 from tests.running import Bed
 from tests.support import Cli, Process, wait_until

@@ -23,8 +23,9 @@ from werkzeug.wrappers import Request, Response
 from forkrunner import Runner
 from forkrunner.asgi import ProgressASGI, progress_asgi
 from forkrunner.ids import new_id
-from forkrunner.job import Claim, State
+from forkrunner.job import State
 from forkrunner.progress import Reader, place
+from forkrunner.records import Claim
 from forkrunner.wsgi import ProgressApp, progress_app, public_error
 from tests.servers import Postgres
 from tests.support import wait_until

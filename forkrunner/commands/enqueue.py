@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from forkrunner.handle import Job
-    from forkrunner.job import Row
+    from forkrunner.records import Row
     from forkrunner.runner import Runner
 
 

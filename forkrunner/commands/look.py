@@ -29,7 +29,7 @@ from forkrunner.invocation import (
 )
 
 if TYPE_CHECKING:
-    from forkrunner.job import Row
+    from forkrunner.records import Row
 
 
 @click.command("list")

@@ -22,7 +22,7 @@ from forkrunner.invocation import (
 )
 
 if TYPE_CHECKING:
-    from forkrunner.job import SupervisorRow
+    from forkrunner.records import SupervisorRow
 
     #: Queue → state → number of jobs.
     Queues = dict[str, dict[str, int]]
