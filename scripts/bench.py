@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,24 @@ for _name in [name for name in os.environ if name.startswith("FORKRUNNER_")]:
     del os.environ[_name]
 
 import bench_app  # noqa: E402
+from bench_rig import (  # noqa: E402
+    SLOTS,
+    Cost,
+    Database,
+    PostgresDatabases,
+    SQLiteFiles,
+    Supervisor,
+    machine_seconds,
+    memory,
+    wait_until,
+)
+from bench_show import rounded, show  # noqa: E402
 
 from forkrunner import Job, Runner  # noqa: E402
-from forkrunner.store import Store  # noqa: E402
-from tests.servers import Postgres, find, tree  # noqa: E402
+from tests.servers import Postgres, find  # noqa: E402
 
-SLOTS = 16
 #: The target: no-op jobs on PostgreSQL per second, as a share of the control.
 TARGET = 0.40
-
-_TICK = os.sysconf("SC_CLK_TCK")
 
 #: Eight alive, because one at a time would measure the latency of a wake-up; from `posix` itself, without `os`.
 _CONTROL = """
@@ -98,199 +106,6 @@ def control(seconds: float) -> Control:
         process.kill()
         process.wait()
     return Control(*map(float, output.split()))
-
-
-# --------------------------------------------------------------------------- databases
-
-
-class Database:
-    """Fresh copies of one kind of database, with the tables made."""
-
-    name: str
-
-    def fresh(self) -> str:
-        """Make an empty one and return its URL."""
-        raise NotImplementedError
-
-    def drop(self, url: str) -> None:
-        raise NotImplementedError
-
-    def query(self, url: str, statement: str) -> list[tuple[Any, ...]]:
-        raise NotImplementedError
-
-    def processes(self) -> list[int]:
-        """Return the pids of the server."""
-        return []
-
-
-class SQLiteFiles(Database):
-    name = "sqlite"
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.count = 0
-
-    def fresh(self) -> str:
-        self.count += 1
-        url = f"sqlite:///{self.folder}/bench{self.count}.db"
-        _make_tables(url)
-        return url
-
-    def drop(self, url: str) -> None:
-        for path in self.folder.glob(Path(url).name + "*"):
-            path.unlink()
-
-    def query(self, url: str, statement: str) -> list[tuple[Any, ...]]:
-        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=10)) as connection:
-            return connection.execute(statement).fetchall()
-
-
-class PostgresDatabases(Database):
-    name = "postgresql"
-
-    def __init__(self, server: Postgres) -> None:
-        self.server = server
-        self.open: dict[str, Any] = {}
-        url = server.create_database()
-        _make_tables(url)
-        self.template = url.rpartition("/")[2]
-
-    def fresh(self) -> str:
-        return self.server.create_database(template=self.template)
-
-    def drop(self, url: str) -> None:
-        if connection := self.open.pop(url, None):
-            connection.close()
-        self.server.drop(url)
-
-    def query(self, url: str, statement: str) -> list[tuple[Any, ...]]:
-        if url not in self.open:
-            self.open[url] = self.server.connect(url.rpartition("/")[2])
-        rows: list[tuple[Any, ...]] = self.open[url].execute(statement).fetchall()
-        return rows
-
-    def processes(self) -> list[int]:
-        return self.server.pids
-
-
-def _make_tables(url: str) -> None:
-    store = Store(url)
-    try:
-        store.migrate()
-    finally:
-        store.close()
-
-
-# --------------------------------------------------------------------------- processes
-
-
-@dataclass
-class Cost:
-    """What a process has used so far, and what those of its children have that it has reaped."""
-
-    cpu: float = 0.0
-    cpu_reaped: float = 0.0
-    faults: int = 0
-    faults_reaped: int = 0
-
-    @classmethod
-    def of(cls, *pids: int) -> Cost:
-        total = cls()
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                # after the name, which may hold spaces and parentheses
-                words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                numbers = [int(word) for word in words[1:16]]
-                total.faults += numbers[6]
-                total.faults_reaped += numbers[7]
-                total.cpu += (numbers[10] + numbers[11]) / _TICK
-                total.cpu_reaped += (numbers[12] + numbers[13]) / _TICK
-        return total
-
-    def __sub__(self, before: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) - getattr(before, f.name) for f in fields(self)))
-
-
-def memory(pid: int) -> int:
-    """Return the resident memory of a process, bytes."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def machine_seconds() -> float:
-    """Return the CPU seconds that the whole machine was busy."""
-    words = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return (sum(words) - words[3] - words[4]) / _TICK
-
-
-class Supervisor:
-    """`forkrunner run`, with its log in a file; ready when it says that it runs."""
-
-    def __init__(self, folder: Path, url: str, slots: int = SLOTS) -> None:
-        self.log = folder / "supervisor.log"
-        command = [sys.executable, "-m", "forkrunner", "run", "bench_app:runner", "--slots", str(slots)]
-        if setpriv := shutil.which("setpriv"):  # if this process is killed, the kernel ends that one too
-            command = [setpriv, "--pdeathsig", "KILL", *command]
-        paths = os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])
-        settings = {"FORKRUNNER_DATABASE": url, "FORKRUNNER_RUNTIME_DIR": str(folder / "runtime")}
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env={**os.environ, "PYTHONPATH": paths, **settings},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for us; we then stop it
-            )
-        self.pid = self.process.pid
-        try:
-            wait_until(lambda: " runs bench_app:runner " in self.text(), self, 30, 0.002)
-            self.mold = next(pid for pid in tree(self.pid)[1:] if _is_mold(pid))
-        except BaseException:
-            self.stop()
-            raise
-
-    def text(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def stop(self) -> None:
-        """End it by TERM, and if that does not help kill all of it."""
-        family = tree(self.pid)
-        self.process.terminate()
-        try:
-            self.process.wait(15)
-        except subprocess.TimeoutExpired:
-            for pid in family:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self.process.wait()
-
-    def __enter__(self) -> Supervisor:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
-
-def _is_mold(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return b"forkrunner: mold" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
-
-
-def wait_until(fact: Callable[[], object], running: Supervisor, timeout: float, pause: float = 0.05) -> None:
-    """Wait for a fact while a supervisor runs; with neither there is nothing to measure."""
-    end = time.monotonic() + timeout
-    while not fact():
-        if running.process.poll() is not None or time.monotonic() > end:
-            state = running.process.returncode
-            tail = running.text()[-2000:]
-            raise SystemExit(f"bench: the supervisor (exit status {state}) did not get there:\n{tail}")
-        time.sleep(pause)
 
 
 # --------------------------------------------------------------------------- what is measured
@@ -596,69 +411,6 @@ def measure(bench: Bench, quick: bool) -> dict[str, Any]:
     figures["rounds"] = {k: [vars(run) for run in found] for k, found in runs.items()}
     figures["rounds"]["control"] = [vars(one) for one in controls]
     return figures
-
-
-def rounded(value: Any) -> Any:
-    """Cut figures to what they can tell: three decimals."""
-    if isinstance(value, dict):
-        return {key: rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [rounded(entry) for entry in value]
-    return round(value, 3) if isinstance(value, float) else value
-
-
-def show(figures: dict[str, Any]) -> None:
-    """Print the figures for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if "rounds" in figures:
-        table = Table("", "PostgreSQL", "SQLite", title="forkrunner beside bare forks", title_justify="left")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        both = ("", "sqlite_")
-        lines = [
-            ("no-op jobs /s", ("postgresql_jobs_per_s", "sqlite_jobs_per_s"), ".0f"),
-            ("  of the control", ("postgresql_ratio", "sqlite_ratio"), ".2f"),
-            ("control's CPU, of a job's", ("postgresql_cpu_ratio", "sqlite_cpu_ratio"), ".2f"),
-            *[(f"pickup p{n}, ms", [f"{p}pickup_p{n}_ms" for p in both], ".1f") for n in (50, 95, 99)],
-            ("enqueue /s, one by one", [p + "enqueue_per_s" for p in both], ".0f"),
-            ("enqueue /s, 1,000 at once", [p + "enqueue_many_per_s" for p in both], ".0f"),
-            *[
-                (f"CPU a job, ms: {part}", [f"{p}{part}_cpu_ms_per_job" for p in both], ".3f")
-                for part in ("supervisor", "mold", "child", "database")
-            ],
-            *[
-                (f"page faults a job: {part}", [f"{p}{part}_page_faults_per_job" for p in both], ".0f")
-                for part in ("supervisor", "mold", "child")
-            ],
-        ]
-        for name, keys, form in lines:
-            table.add_row(name, *(format(figures[key], form) if key in figures else "" for key in keys))
-        console.print(table)
-        facts = figures["machine"]
-        console.print(
-            f"control: {figures['control_forks_per_s']:.0f} bare forks /s, median of "
-            f"{len(figures['rounds']['control'])}, each {figures['control_cpu_ms_per_fork']:.2f} ms CPU and "
-            f"{figures['control_page_faults_per_fork']:.0f} page faults\n"
-            f"{figures['slots']} slots; target: PostgreSQL at {figures['target_postgresql_ratio']:.2f} of the control\n"
-            f"idle: {figures['idle_statements_per_minute']:.1f} statements a minute on PostgreSQL, begin and commit"
-            f" included (server's log, {figures['idle_seconds_watched']:.0f} s)\n"
-            f"PostgreSQL {facts['postgresql']}, "
-            + ", ".join(f"{k} {v}" for k, v in facts["postgresql_settings"].items())
-            + f", {facts['postgresql_connection']}\n"
-            f"Python {facts['python']}, Linux {facts['kernel']}, {facts['cpus']} × {facts['cpu_model']}, load "
-            f"{facts['load_before']:.1f} before, {facts['load_after']:.1f} after",
-            highlight=False,
-        )
-    if "leak" in figures:
-        table = Table("resident MB at job", "supervisor", "mold", title="leaking jobs", title_justify="left")
-        growth = figures["leak"].pop("growth_percent")
-        for mark, sizes in figures["leak"].items():
-            table.add_row(mark, *(f"{sizes[part] / 1e6:.1f}" for part in ("supervisor", "mold")))
-        table.add_row("growth from 10", *(f"{growth[part]:+.1f} %" for part in ("supervisor", "mold")))
-        console.print(table)
 
 
 def main() -> None:
