@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
@@ -130,7 +129,7 @@ def gunicorn(worker: str, workers: int, *, preload: bool = False) -> Kind:
         "--bind",
         "127.0.0.1:{port}",
         "--no-control-socket",
-        "--timeout=2",
+        "--timeout=4",
     ]
     flags += ["--graceful-timeout", "3", "--preload"] if preload else ["--graceful-timeout", "3"]
     return Kind(("-m", "gunicorn", *flags, "site1:app"), workers, reloads_pages=not preload)
@@ -219,15 +218,16 @@ class Web:
         wait_until(self.answers, LONG, "an answer of the web server")
 
     def get(self, path: str = "/") -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=LONG) as answer:
-            text: str = answer.read().decode()
-            return text
+        """Ask until there is an answer: on a busy machine gunicorn takes its workers for dead, whatever they are at."""
+        return wait_until(lambda: self.answers(path), LONG, f"an answer to {path}")
 
-    def answers(self) -> str:
+    def answers(self, path: str = "/") -> str:
         assert self.process.running, self.process.describe()
         try:
-            return self.get()
-        except (urllib.error.URLError, OSError):
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=LONG) as answer:
+                text: str = answer.read().decode()
+                return text
+        except OSError:  # RemoteDisconnected is one too
             return ""
 
     def workers(self) -> list[int]:
