@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from . import cgroup, changes, clock, handover, identity, process
 from .changes import Changes
 from .errors import ConfigError, TargetError
+from .locating import locate
 from .molds import FOREVER, Stage, targets_of
 from .progress import Reader
 from .progress import place as progress_place
 from .safety import EFFECTS
-from .storage import locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

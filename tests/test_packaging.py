@@ -38,7 +38,7 @@ LIBRARIES = {
         "migrations",
     }
     | {"callers", "filerows", "oldrows", "postgresql", "revision", "session", "sqlite", "transactions"},
-    "fsspec": {"storage"},
+    "fsspec": {"backends"},
     "alembic": {"schema", "revision", "migrations"},
     "psycopg": {"postgresql", "wake"},
     "pymemcache": {"progress"},
@@ -137,6 +137,8 @@ FLOORS = [
         "oldrows",
         "files",
         "storage",
+        "backends",
+        "locating",
     },
     {
         "application",

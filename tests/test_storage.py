@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from forkrunner import FileError, FileMissing, InputFile, Runner, StorageError
+from forkrunner.locating import locate
 from forkrunner.pruning import Pruned, prune_content
-from forkrunner.storage import Storage, locate
+from forkrunner.storage import Storage
 from tests.running import LONG, Bed
 from tests.support import Cli, wait_until
 from tests.test_files import SOURCE, result_of, sha256
