@@ -156,7 +156,41 @@ class InputFile(PosixPath):
         return PosixPath, (os.fspath(self),)
 
 
-class OutputFile:
+class Kept:
+    """A file that the storage keeps, whoever has it: it can be read, copied and downloaded."""
+
+    #: What its owner calls it: for people, never part of a path.
+    display_name: str
+    #: Who knows it may download the file; None for one of the arguments, and before it is stored.
+    token: str | None
+
+    def open(self) -> IO[bytes]:
+        """Open the content to be read. Raises StorageError."""
+        raise NotImplementedError
+
+    @property
+    def address(self) -> str | None:
+        """Where it can be downloaded, below the mount of the endpoint, by whoever knows it; None for one of the arguments."""
+        return None if self.token is None else address(self.token, self.display_name)
+
+    def read(self) -> bytes:
+        """Return the content. Raises StorageError."""
+        with self.open() as stream:
+            return stream.read()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the content to a file, or into a folder under its name made safe; return the path.
+
+        Raises StorageError, OSError.
+        """
+        target = Path(path, safe_name(self.display_name)) if os.path.isdir(path) else Path(path)
+        with self.open() as stream, open(target, "wb") as copy:
+            while piece := stream.read(_PIECE):
+                copy.write(piece)
+        return target
+
+
+class OutputFile(Kept):
     """A file that a task returns, alone or anywhere in its result: it is kept, and can be downloaded.
 
     Where the result is read its content is had by `open` and `save`.
@@ -233,25 +267,8 @@ class OutputFile:
             raise FileError(f"{self.display_name} is not stored yet", file=self.display_name)
         return self._storage.open(self.sha256)
 
-    @property
-    def address(self) -> str | None:
-        """Where it can be downloaded, below the mount of the endpoint, by whoever knows it; None for one of the arguments."""
-        return None if self.token is None else address(self.token, self.display_name)
 
-    def read(self) -> bytes:
-        """Return the content. Raises StorageError."""
-        with self.open() as stream:
-            return stream.read()
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the content to a file, or into a folder under its name made safe; return the path.
-
-        Raises StorageError, OSError.
-        """
-        return _save(self, path)
-
-
-class StoredFile:
+class StoredFile(Kept):
     """A file of a job, as `Job.files` has it."""
 
     def __init__(self, row: File, storage: Storage) -> None:
@@ -271,31 +288,6 @@ class StoredFile:
     def open(self) -> IO[bytes]:
         """Open the content to be read. Raises StorageError."""
         return self._storage.open(self.sha256)
-
-    @property
-    def address(self) -> str | None:
-        """Where it can be downloaded, below the mount of the endpoint, by whoever knows it; None for one of the arguments."""
-        return None if self.token is None else address(self.token, self.display_name)
-
-    def read(self) -> bytes:
-        """Return the content. Raises StorageError."""
-        with self.open() as stream:
-            return stream.read()
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the content to a file, or into a folder under its name made safe; return the path.
-
-        Raises StorageError, OSError.
-        """
-        return _save(self, path)
-
-
-def _save(file: OutputFile | StoredFile, path: str | os.PathLike[str]) -> Path:
-    target = Path(path, safe_name(file.display_name)) if os.path.isdir(path) else Path(path)
-    with file.open() as stream, open(target, "wb") as copy:
-        while piece := stream.read(_PIECE):
-            copy.write(piece)
-    return target
 
 
 def save_new(row: File, storage: Storage, folder: Path) -> Path:
