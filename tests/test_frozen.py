@@ -169,7 +169,7 @@ def test_a_stopped_mold_and_a_database_that_is_away(
     """Nobody renews the lease, and who should kill at its end cannot: the supervisor does it, before the end."""
     with Bed(cli, postgresql_database) as bed:
         # so patient that the silence alone would be noticed much later
-        supervisor = bed.start(slots=1, lease=4, store_timeout=0.5, mold_timeout=60)
+        supervisor = bed.start(slots=1, lease=4, store_timeout=0.9, mold_timeout=60)
         id = bed.put("hold", {"path": bed.path("go")})
         (start,) = bed.wait_noted("start", id)
         lease = bed.store.supervisors()[0].lease_until
@@ -253,7 +253,7 @@ def _another_host(bed: Bed) -> str:
 def test_one_of_two_hosts_is_frozen_for_1_6_leases(cli: Cli, postgresql_database: str) -> None:
     """Jobs longer than the lease, many times over. The kernel's lock of each job says that none runs twice at a time."""
     lease = 3.0
-    short: dict[str, Any] = {"lease": lease, "store_timeout": 0.5, "slots": 4, "grace": 0.3}
+    short: dict[str, Any] = {"lease": lease, "store_timeout": 0.7, "slots": 4, "grace": 0.3}
     with Bed(cli, postgresql_database) as bed:
         outer = bed.start(before=_another_host(bed), **short)
         (frozen,) = outer.pids("forkrunner: supervisor")

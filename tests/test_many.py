@@ -100,7 +100,7 @@ def test_kill_in_the_middle_of_500_jobs(bed: Bed, role: str) -> None:
 
 def test_kill_one_of_two_supervisors(bed: Bed) -> None:
     """The other one takes its jobs over without being told."""
-    settings: dict[str, Any] = {"slots": 2, "lease": 2, "store_timeout": 0.4, "log_level": "warning"}
+    settings: dict[str, Any] = {"slots": 2, "lease": 4, "store_timeout": 0.9, "log_level": "warning"}
     one, other = bed.start(**settings, ready=False), bed.start(**settings, ready=False)
     ids = bed.enqueue("work", {"seconds": 0.01}, count=200)
     bed.wait_noted("end", count=60)

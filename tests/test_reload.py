@@ -61,7 +61,7 @@ def test_hup_while_idle(bed: Bed) -> None:
 
 def test_hup_while_jobs_run(bed: Bed) -> None:
     """They end on the code that they began with, however long that takes; meanwhile the new one works."""
-    supervisor = bed.start(slots=4, lease=2, store_timeout=0.4)
+    supervisor = bed.start(slots=4, lease=4, store_timeout=0.9)
     go = bed.path("go")
     old = bed.enqueue("which", {"path": go}, count=2)
     bed.wait_noted("start", count=2)
@@ -76,7 +76,7 @@ def test_hup_while_jobs_run(bed: Bed) -> None:
     bed.wait_noted("start", newest)
     # longer than the lease: it is prolonged for those that drain too
     begun = bed.noted("start", old[0])[0].at
-    wait_until(lambda: bed.put("work") and bed.ledger()[-1].at > begun + 3, LONG, interval=0.3)
+    wait_until(lambda: bed.put("work") and bed.ledger()[-1].at > begun + 5, LONG, interval=0.3)
     assert bed.row(old[0]).state == State.BUSY
     bed.let_go()
     assert [returned(bed, id) for id in (*old, newest)] == ["old", "old", "newest"]

@@ -72,7 +72,7 @@ def test_term_while_a_job_runs_and_finishes(bed: Bed) -> None:
     id = bed.put("hold", {"path": bed.path("go")})
     bed.wait_noted("start", id)
     supervisor.signal(signal.SIGTERM)
-    supervisor.wait_log(r"stopping \(SIGTERM\): 1 running, waiting up to 5 s", LONG)
+    supervisor.wait_log(r"stopping \(SIGTERM\): 1 running, waiting up to 30 s", LONG)
     late = bed.put("work")
     bed.let_go()
     assert supervisor.wait(LONG) == 0
@@ -388,7 +388,7 @@ def test_as_the_init_of_a_container(bed: Bed) -> None:
 def test_kill_as_the_init_of_a_container(sqlite_bed: Bed) -> None:
     """Its namespace dies with it. Another container's pids prove nothing: its jobs wait for the end of the lease."""
     bed = sqlite_bed
-    short: dict[str, Any] = {"lease": 3, "store_timeout": 0.5}
+    short: dict[str, Any] = {"lease": 4, "store_timeout": 0.9}
     outer = bed.start(before=unshared(), **short)
     id = bed.put("hold", {"path": bed.path("go")})
     bed.wait_noted("start", id)

@@ -51,7 +51,7 @@ def test_usr2_while_idle(bed: Bed) -> None:
 @pytest.mark.core
 def test_usr2_while_jobs_run(bed: Bed) -> None:
     """Twice; they go on, those that were claimed before and those that are claimed after, and time limits strike."""
-    supervisor = bed.start(slots=4, lease=8, store_timeout=0.4, grace=0.3)
+    supervisor = bed.start(slots=4, lease=8, store_timeout=1.9, grace=0.3)
     path = {"path": bed.path("go")}
     ids = [bed.put("hold", path)]
     limited = bed.put("hold", {"path": bed.path("never")}, options={"timeout": 3})
@@ -262,7 +262,7 @@ def test_a_mold_dies_between_two_images(bed: Bed) -> None:
 def test_usr2_while_the_database_is_away(cli: Cli, postgresql_database: str, postgres: Postgres) -> None:
     """Endings that could not be written yet are handed over too."""
     with Bed(cli, postgresql_database) as bed:
-        supervisor = bed.start(slots=3, store_timeout=0.5)
+        supervisor = bed.start(slots=3, store_timeout=2)
         ids = bed.enqueue("hold", {"path": bed.path("go")}, count=2)
         bed.wait_noted("start", count=2)
         postgres.pause()
