@@ -1,6 +1,6 @@
 """The rows of `forkrunner_files`: written with their job, and with its ending; and what is asked about them.
 
-Used by `store.py` only, within its transactions. A job without files sends none of these statements.
+Used by the files of the store only, within its transactions. A job without files sends none of these statements.
 """
 
 from __future__ import annotations

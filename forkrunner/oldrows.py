@@ -1,6 +1,6 @@
 """Rows that are kept no longer: which jobs have ended too long ago, and that nothing of them is left.
 
-Used by `store.py` only. No index is there for it, since it would cost every job: ids begin with the time at which they
+Used by the files of the store only. No index is there for it, since it would cost every job: ids begin with the time at which they
 were made, so what is old stands first in the primary key, and a job has not ended before it was made.
 """
 
