@@ -5,11 +5,12 @@ end), the header (a JSON object with a `kind`) and the body (bytes that are pass
 arguments down, results up). No checksum and no struct: neither a socket nor a file in memory
 flips bits, and each module here is in the memory that every fork copies. Who says what, in order:
 
-supervisor → mold    `boot` once, first · `run` (body: arguments) · `kill` one attempt ·
+supervisor → mold    `boot` once, first · `go` (settings, after `up`) · `run` (body: arguments) · `kill` one attempt ·
                      `pause` and `resume` one attempt · `leave` (all, at their next safe points) ·
                      `lease` (until when its children may live) · `ask` (whether it lives) ·
                      `end` (finish or kill all, then exit)
-mold → supervisor    `up` or `broken` once · `ended` for every `run`, exactly once (body: result) · `alive`
+mold → supervisor    `up` or `broken` once · `ended` (body: result, output) or `refused` for every `run`,
+                     exactly once · `alive`
 mold → child         `run`, the same frame, through a pipe
 child → mold         `outcome`, once, into a file that the mold reads when the child is dead:
                      it never blocks, may be of any size, and half of one is as good as none

@@ -9,10 +9,10 @@ ForkrunnerError
 ├── JobNotFound            .id
 ├── JobStateError          .id .state             a cancel or retry that the state does not allow
 ├── CursorError                                   safe_point(cursor): not JSON, or too large
-├── FileError          .file                  a file that cannot be taken: too large, changed meanwhile, no file
-├── StorageError       .place                 where files are kept does not answer, or refuses
-│   └── FileMissing    .sha256                and there it is not
-├── HandoverError                                a supervisor cannot take over from the one before it
+├── FileError              .file                  a file that cannot be taken: too large, changed meanwhile, no file
+├── StorageError           .place                 where files are kept does not answer, or refuses
+│   └── FileMissing        .sha256                and there it is not
+├── HandoverError                                 a supervisor cannot take over from the one before it
 ├── WaitTimeout            .id .state             Job.wait(timeout=…) ran out
 └── StoreError                                    the database said no
     ├── StoreUnavailable       .busy              away, silent, locked: the same call may work later

@@ -1,4 +1,4 @@
-"""What a supervisor has to say: the names of its events, and the only place that words them.
+"""What supervisors and keepers have to say: the names of its events, and the only place that words them.
 
 Code emits an event with fields; here each becomes one line, as text or as JSON. Every
 line is one event: control characters in a field are escaped, so that a job cannot forge one.

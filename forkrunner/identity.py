@@ -1,6 +1,6 @@
 """Who a process is, beyond its pid, and what proves that it and all of its family are gone.
 
-Used by supervisors and the command line; a mold has no need of it.
+Used by supervisors, keepers, web processes and the command line; a mold has no need of it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What can be seen of a process from outside, through /proc: what it has, what it used, where it is blocked.
 
-Used by the mold. Where there is no /proc nothing is seen, and nothing is made up.
+Used by the mold for its children, and by the supervisor for its molds. Where there is no /proc nothing is seen, and nothing is made up.
 """
 
 from __future__ import annotations
