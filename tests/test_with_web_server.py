@@ -19,21 +19,12 @@ from collections.abc import Iterator
 import pytest
 
 from forkrunner.job import Outcome, State
-from tests.running import LONG, SOURCE, Bed, check_gone
+from tests.running import LONG, Bed, check_gone
 from tests.servers import find, free_port
 from tests.support import Cli, Process, alive, need, wait_until
+from tests.test_reload import source
 
-#: The jobs tell which code they are of; the site makes one of each request, and tells of its own.
-JOBS = """
-
-@runner.task
-def which(path: str = "") -> str:
-    begin()
-    while path and not os.path.exists(path):
-        time.sleep(0.01)
-    note("end")
-    return "CODE"
-"""
+#: Beside the jobs, which tell which code they are of: it makes one of each request, and tells of its own.
 SITE = """
 from forkrunner.wsgi import start
 from jobs import runner, which
@@ -300,7 +291,7 @@ class Web:
 
 def write(cli: Cli, code: str) -> None:
     cli.write(SITE.replace("CODE", code), "site1.py")
-    cli.write(SOURCE.read_text() + JOBS.replace("CODE", code))
+    cli.write(source(code))
 
 
 @pytest.fixture
