@@ -119,7 +119,25 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int], watch: W
     Raises:
         TargetError: a before_fork hook raised, or the application left threads behind.
     """
-    run_before_fork(runner.hooks.before_fork, boot["target"], watch)
+    allow_threads = boot["allow_threads"] or runner.code.get("allow_threads")
+    place = make_place(runner, boot["target"], keep, watch, allow_threads)
+    stacks.report_stacks_to(place.report_fd)
+    descriptors.line_buffered()
+    leaving.flush_all()
+    gc.collect()
+    trim_memory()
+    # after the collection, which empties the interpreter's free lists
+    rehearse(place)
+    # frozen objects are not visited by the children's collections, which would copy their pages
+    gc.freeze()
+    return place
+
+
+def make_place(
+    runner: Runner, target: str, keep: Collection[int], watch: Watch, allow_threads: object
+) -> Place:
+    """Make the application ready for a job, and find what a child must leave: see `settle`."""
+    run_before_fork(runner.hooks.before_fork, target, watch)
     for task in runner.tasks.values():
         task.prepare()
     if any(task.takes_files for task in runner.tasks.values()):
@@ -136,19 +154,10 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int], watch: W
     if numpy is not None:  # its global generator would give every child the same numbers
         place.reconnect.append(numpy.random.seed)
     place.unsafe = look_for_trouble(watch)
-    problem = None if boot["allow_threads"] or runner.code.get("allow_threads") else threads_in(place.unsafe)
+    problem = None if allow_threads else threads_in(place.unsafe)
     if problem:
-        raise TargetError(f"{boot['target']}: {problem}", target=boot["target"])
+        raise TargetError(f"{target}: {problem}", target=target)
     loglines.prepare()
-    stacks.report_stacks_to(place.report_fd)
-    descriptors.line_buffered()
-    leaving.flush_all()
-    gc.collect()
-    trim_memory()
-    # after the collection, which empties the interpreter's free lists
-    rehearse(place)
-    # frozen objects are not visited by the children's collections, which would copy their pages
-    gc.freeze()
     return place
 
 

@@ -111,7 +111,7 @@ def main(place: Place, start: Start) -> None:
                 _, title, bare = start_of(place, message)
                 show_title(title)
         if message is not None:
-            _attempt(place, message[0], message[1], bare)
+            attempt(place, message[0], message[1], bare)
         status = 0
     except BaseException:  # noqa: BLE001 - the last resort: no exception may unwind into the mold's frames
         try:
@@ -149,7 +149,7 @@ def _wait_for_a_job(fd: int) -> Message | None:
     return None  # the mold has no use for this spare
 
 
-def _attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable[[], Any] | None) -> None:
+def attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable[[], Any] | None) -> None:
     """Load the arguments, call the task, judge how it went, report."""
     me = getpid()
     current.job, current.arguments = job, arguments

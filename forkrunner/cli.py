@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from forkrunner import __version__
-from forkrunner.commands import enqueue, files, install, look, run, status, wish
+from forkrunner.commands import enqueue, files, install, look, replay, run, status, wish
 from forkrunner.invocation import Group, flags
 
 
@@ -49,6 +49,7 @@ for _command in (
     wish.pause,
     wish.resume,
     look.log,
+    replay.replay,
     files.files,
     files.prune,
     install.migrate,

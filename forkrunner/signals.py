@@ -98,6 +98,34 @@ class Deaths:
             pass
 
 
+class Interrupts:
+    """Tells of the signals by which somebody ends us, in a process that blocks all signals: after `Deaths`."""
+
+    def __init__(self) -> None:
+        self.numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+        if LINUX:
+            bits = sum(1 << number - 1 for number in self.numbers)
+            wanted = ctypes.create_string_buffer(bits.to_bytes(128, "little"), 128)
+            self._fd: int = libc.signalfd(-1, wanted, os.O_NONBLOCK | os.O_CLOEXEC)
+        else:
+            self._signals = Signals(self.numbers)
+            self._fd = self._signals.fileno()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def take(self) -> list[int]:
+        """Return the signals since the last call."""
+        if not LINUX:
+            return self._signals.take()
+        try:
+            data = os.read(self._fd, 128 * 16)
+        except BlockingIOError:
+            return []
+        # struct signalfd_siginfo: 128 bytes, the number first
+        return [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data), 128)]
+
+
 class Poll:
     """Waits for several descriptors at once: the one line of a role that blocks."""
 

@@ -46,3 +46,10 @@ def end_after(seconds: float) -> None:
         faulthandler.dump_traceback_later(seconds, exit=True, file=2)
     except RuntimeError:  # no thread is to be had: then its time limit ends it
         pass
+
+
+def end_never() -> None:
+    """Take back what `end_after` has said."""
+    import faulthandler
+
+    faulthandler.cancel_dump_traceback_later()

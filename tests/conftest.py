@@ -186,6 +186,7 @@ _LONG = {
     "test_demo",
     "test_many",
     "test_progress_faults",
+    "test_replay",
     "test_signals",
     "test_site",
     "test_trackconvert",

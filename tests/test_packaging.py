@@ -143,6 +143,8 @@ FLOORS = [
     {
         "application",
         "child",
+        "replaying",
+        "understudy",
         "mold",
         "boot",
         "wanted",
