@@ -53,7 +53,7 @@ class Folder:
         os.fsync(stream.fileno())
 
     def read(self, name: str) -> IO[bytes]:
-        return open(self._at(name), "rb", buffering=0)
+        return open(self._at(name), "rb")
 
     def has(self, name: str) -> bool:
         try:

@@ -294,11 +294,11 @@ class SourceError(Exception):
 def _copy(stream: IO[bytes], write: Callable[[Any], Any], limit: int | None) -> tuple[str, int]:
     """Copy a stream to its end; return the hash and the length of what was copied."""
     digest, size = hashlib.sha256(), 0
-    # of a bare file, without a copy; what else calls itself a stream has at least `read`
-    buffer = memoryview(bytearray(_PIECE)) if isinstance(stream, io.FileIO) else None
+    # of a file, without a copy; what else calls itself a stream has at least `read`
+    buffer = memoryview(bytearray(_PIECE)) if isinstance(stream, io.FileIO | io.BufferedReader) else None
     while True:
         try:
-            if buffer is not None and isinstance(stream, io.FileIO):
+            if buffer is not None and isinstance(stream, io.FileIO | io.BufferedReader):
                 piece = buffer[: stream.readinto(buffer)]
             else:
                 piece = memoryview(stream.read(_PIECE) or b"")

@@ -128,6 +128,7 @@ def run(files: list[tuple[str, str]], work: Path) -> int:
         del os.environ[name]
     # a Runner takes the folder that is current when it is made
     os.chdir(work)
+    from forkrunner import InputFile
     from trackconvert.jobs import convert, runner
 
     results = work / "results"
@@ -135,7 +136,7 @@ def run(files: list[tuple[str, str]], work: Path) -> int:
     print(f"Starting a supervisor: forkrunner run {TARGET}", flush=True)
     with _supervisor(work) as supervisor:
         conversions = []
-        taken = set[Path]()
+        outputs: dict[str, Path] = {}
         slow = False
         for number, (name, path) in enumerate(files):
             own = _format_of(path)
@@ -146,15 +147,20 @@ def run(files: list[tuple[str, str]], work: Path) -> int:
                 target = others[(number + step * len(others) // _EACH) % len(others)]
                 stem = Path(path).stem.removesuffix(f".{own}")
                 output = results / f"{stem}.{target}.{_SUFFIXES.get(target, 'txt')}"
-                if output in taken:  # two files of one name, from two folders
+                if output in outputs.values():  # two files of one name, from two folders
                     output = output.with_name(f"{number + 1}-{output.name}")
-                taken.add(output)
-                job = convert.enqueue(Path(path), target, output, demo_seconds=seconds)
+                file = InputFile.from_path(os.path.realpath(path), name=name)
+                job = convert.enqueue(file, target, demo_seconds=seconds)
                 conversions.append(Conversion(name, target, job))
+                outputs[job.id] = output
         dwell = " The files are small, so each job dwells on its trackers for a moment." if slow else ""
         print(f"{len(conversions)} conversions, a process each.{dwell}\n")
         watch = _watch_bars if _is_terminal() else _watch_lines
         watch(conversions, supervisor)
+        for each in conversions:
+            for file in each.job.files:
+                if file.token:
+                    file.save(outputs[each.job.id])
         runner.close()
     print()
     for line in _bill(conversions):

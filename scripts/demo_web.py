@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 work.mkdir(parents=True, exist_ok=True)
             # a Runner takes the folder that is current when it is made
             os.chdir(work)
+            # goes with the folder, whatever the database is
+            os.environ.setdefault("FORKRUNNER_STORAGE", os.path.abspath("files"))
             serve(given.host, given.port, given.seconds)
         except KeyboardInterrupt:
             print("\nInterrupted: nothing is left running.", file=sys.stderr)
@@ -95,7 +97,7 @@ def serve(host: str, port: int | None, seconds: float) -> NoReturn:
 
     database = mask(runner.settings.database)
     runner.store.migrate()
-    site = Site(runner, Path("files"), demo_seconds=seconds)
+    site = Site(runner, demo_seconds=seconds)
     listener = _listen(host, port)
     server = waitress.create_server(site, sockets=[listener], threads=6, ident="trackconvert")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,11 @@ def test_an_upload_waits_runs_and_ends_with_a_link_to_its_result(desk):
     assert desk.bar("aria-valuenow") == "100"
     desk.shoot("done")
     assert desk.text == "Done Result"
-    desk.element.find_element(By.TAG_NAME, "a").click()
-    wait_until(lambda: "Tracker4" in desk.driver.page_source or "tracks" in desk.driver.page_source)
-    assert desk.driver.current_url.endswith(".nk")
+    address = desk.element.find_element(By.TAG_NAME, "a").get_attribute("href")
+    assert address.endswith("/stereo.nuke.nk")
+    with urllib.request.urlopen(address) as answer:
+        assert b"Tracker4" in answer.read()
+        assert answer.headers["Content-Disposition"] == "attachment; filename=stereo.nuke.nk"
     desk.driver.get(desk.url(f"/watch/{first}"))
     desk.wait("done")
     assert supervisor.running
@@ -249,7 +252,7 @@ def test_the_function_of_the_module(desk):
     )
     assert seen[0][-1] == "done"
     assert "busy" in seen[0]
-    assert seen[1].startswith("/results/")
+    assert seen[1].startswith("/jobs/files/")
     unknown = desk.driver.execute_async_script(
         "const [script, over] = arguments; (await import(script)).watch('/jobs/x', {onError: over})",
         "/jobs/forkrunner.js",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.cookiejar
 import json
 import os
@@ -27,10 +28,11 @@ import trackconvert
 from forkrunner import Runner
 from tests.servers import Browser, Memcached, free_port
 from tests.support import Cli, Process, alive, wait_until
+from trackconvert.jobs import result_name
 from trackconvert.web import site as site_module
-from trackconvert.web.conversions import KEPT, Conversions
+from trackconvert.web.conversions import KEPT, lines_near
 from trackconvert.web.site import Site
-from trackconvert.web.words import display_name, refusal, result_name
+from trackconvert.web.words import display_name, refusal
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "contrib/trackconvert/samples"
@@ -462,8 +464,8 @@ class Visitor:
 
 @pytest.fixture
 def site(sqlite_database: str, tmp_path: Path) -> Iterator[Site]:
-    runner = Runner(sqlite_database, runtime_dir=str(tmp_path / "run"))
-    site = Site(runner, tmp_path / "files")
+    runner = Runner(sqlite_database, runtime_dir=str(tmp_path / "run"), storage=str(tmp_path / "files"))
+    site = Site(runner)
     yield site
     site.close()
     runner.close()
@@ -552,9 +554,8 @@ def test_a_file_name_is_shown_and_nothing_else(visitor, tmp_path, sent, shown):
     sent = sent.replace("\\", "/").replace("\r\n", "").replace("\0\n", "\0")
     page = visitor.upload(sent, follow_redirects=True)
     assert f'<h1 class="name">{escape(shown)}</h1>' in page.text
-    (folder,) = (tmp_path / "files").iterdir()
-    assert re.fullmatch("[A-Za-z0-9_-]{43}", folder.name)
-    assert [path.name for path in folder.iterdir()] == ["source"]
+    stored = [path.name for path in (tmp_path / "files").rglob("*") if path.is_file()]
+    assert sorted(stored) == [hashlib.sha256(b"x").hexdigest(), "database"]
 
 
 def test_too_much_is_refused_with_a_page_and_for_the_script_with_json(visitor, monkeypatch, tmp_path):
@@ -604,21 +605,19 @@ def test_addresses_that_are_none(visitor):
 
 def test_with_the_database_away(tmp_path):
     runner = Runner(f"sqlite:///{tmp_path}/nowhere/jobs.db", runtime_dir=str(tmp_path / "run"))
-    visitor = Visitor(Site(runner, tmp_path / "files"))
+    visitor = Visitor(Site(runner))
     assert visitor.client.get("/").status_code == 200, "for a new visitor nothing is asked"
     answer = visitor.upload()
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
-    assert not (tmp_path / "files").exists()
     runner.close()
 
 
-def test_after_a_week_row_and_files_are_gone(visitor, site, tmp_path, monkeypatch):
+def test_after_a_week_the_row_is_gone(visitor, monkeypatch):
     page = visitor.upload("old.txt", follow_redirects=True).request.path
     monkeypatch.setattr("trackconvert.web.conversions.KEPT", -KEPT)
     visitor.upload("new.txt")
     monkeypatch.undo()
     assert visitor.client.get(page).status_code == 404
-    assert len(list((tmp_path / "files").iterdir())) == 1
     assert re.findall(r'data-name="([^"]+)"', visitor.client.get("/").text) == ["new.txt"]
 
 
@@ -654,16 +653,13 @@ def test_names_and_reasons():
     assert refusal("a.txt", "b.txt:9: c") == (None, "b.txt:9: c")
 
 
-def test_lines_of_a_refused_file_are_shown_whatever_they_are(site, tmp_path):
-    conversions = Conversions(Runner(), tmp_path / "files")
-    (tmp_path / "files/t").mkdir(parents=True)
-    conversions.source("t").write_bytes(b"one\r\n\x1b[2J\xff\n" + b"x" * 1000 + b"\n<b>\nlast")
-    shown = conversions.excerpt("t", 3)
+def test_lines_of_a_refused_file_are_shown_whatever_they_are():
+    content = b"one\r\n\x1b[2J\xff\n" + b"x" * 1000 + b"\n<b>\nlast"
+    shown = lines_near(BytesIO(content), 3)
     assert [number for number, _ in shown] == [1, 2, 3, 4, 5]
     assert shown[1][1] == "\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}"
     assert len(shown[2][1]) == 120
-    assert conversions.excerpt("t", 99) == []
-    assert conversions.excerpt("gone", 1) == []
+    assert lines_near(BytesIO(content), 99) == []
 
 
 # ---------------------------------------------------------------------------- its size

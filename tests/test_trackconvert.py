@@ -475,16 +475,24 @@ def test_it_runs_as_a_module(tmp_path):
 
 
 def test_the_job_converts_and_returns_what_it_did(tmp_path):
+    from forkrunner import InputFile
     from trackconvert import jobs
 
-    output = tmp_path / "out.2dt"
-    assert jobs.convert(OWN["syntheyes"], "pftrack5", output, width=2048, height=1556) == {
-        "output": str(output),
+    done = jobs.convert(InputFile.from_path(OWN["syntheyes"]), "pftrack5", width=2048, height=1556)
+    made = done.pop("output")
+    assert (
+        made.display_name
+        == f"{OWN['syntheyes'].name.removesuffix('.txt').removesuffix('.syntheyes')}.pftrack5.2dt"
+    )
+    assert done == {
         "source_format": "syntheyes",
         "format": "pftrack5",
         "trackers": 6,
         "keyframes": 338,
     }
+    output = tmp_path / "out.2dt"
+    with made.open_content() as content:
+        output.write_bytes(content.read())
     assert len(trackconvert.read(output)) == 6
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from html import escape
 from pathlib import Path
-from secrets import token_hex
 
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -16,11 +15,11 @@ from werkzeug.serving import run_simple
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Request, Response
 
+from forkrunner import InputFile
 from forkrunner.wsgi import progress_app
 from trackconvert.jobs import convert, runner
 
-progress = progress_app(runner, result_url=lambda job: f"/results/{Path(job.result['output']).name}")
-FILES = Path.cwd() / "files"
+progress = progress_app(runner)
 PAGE = """<!doctype html>
 <html lang=en><meta charset=utf-8><title>Convert tracks</title><link rel=icon href="data:,">
 <h1>Convert tracks</h1>
@@ -36,8 +35,6 @@ WATCH = """<script type=module src="/jobs/{script}"></script>
 @Request.application
 def site(request: Request) -> Response:
     place, _, id = request.path.strip("/").partition("/")
-    if place == "results":
-        return Response((FILES / id).read_bytes(), mimetype="text/plain")
     if place == "watch":
         words = WATCH.format(script=progress.script, id=escape(id), name=escape(request.args.get("name", "")))
         return Response(PAGE.format(words), mimetype="text/html")
@@ -49,13 +46,11 @@ def site(request: Request) -> Response:
 
 
 def upload(request: Request) -> Response:
-    FILES.mkdir(exist_ok=True)
-    name, sent = token_hex(8), request.files["source"]
-    sent.save(FILES / f"{name}.txt")
-    seconds = float(request.form["seconds"])
-    source, result = FILES / f"{name}.txt", FILES / f"{name}.nk"
-    job = convert.enqueue(source, "nuke", result, name=Path(sent.filename or "").name, demo_seconds=seconds)
-    return redirect(f"/watch/{job.id}?name={Path(sent.filename or '').name}")
+    sent = request.files["source"]
+    name = Path(sent.filename or "").name
+    file = InputFile.from_stream(sent.stream, name=name)
+    job = convert.enqueue(file, "nuke", demo_seconds=float(request.form["seconds"]))
+    return redirect(f"/watch/{job.id}?name={name}")
 
 
 if __name__ == "__main__":

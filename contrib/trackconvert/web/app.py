@@ -6,7 +6,6 @@ The runner's settings come from forkrunner.toml and FORKRUNNER_*; the site's own
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from forkrunner.wsgi import start
 from trackconvert.jobs import runner
@@ -16,8 +15,6 @@ from trackconvert.web.site import Site
 start(runner, "trackconvert.jobs:runner")
 app = Site(
     runner,
-    # uploads and results
-    Path(os.environ.get("TRACKCONVERT_FOLDER", "trackconvert-files")),
     # how long a conversion takes at least, seconds: to have something to look at
     demo_seconds=float(os.environ.get("TRACKCONVERT_DEMO_SECONDS", "0")),
 )

@@ -1,34 +1,29 @@
-"""What the site keeps: who asked for which conversion, in a table, and the files, in a folder.
+"""What the site keeps: who asked for which conversion, in a table beside the jobs.
 
-The table is in the database of the jobs, so that a conversion and its job are one transaction: neither is there
-without the other. How the job stands is forkrunner's to say and is not kept again.
-
-Nothing that a visitor has chosen is ever part of a path: a folder is named by the token that was drawn for it.
+A conversion and its job are one transaction: neither is there without the other. How the job stands, and its files, are
+forkrunner's to say and to keep.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from threading import Lock
 from typing import IO
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from forkrunner import Runner
+from forkrunner import InputFile, Runner
 from trackconvert import ImageSize
-from trackconvert.jobs import convert
 
-#: After that time a conversion and its files are removed.
+#: After that time a conversion is removed; jobs and files are, as their runner says.
 KEPT = timedelta(days=7)
 #: Of these at most, at each upload.
 _REMOVED_AT_ONCE = 20
@@ -71,12 +66,11 @@ class Conversion:
 
 
 class Conversions:
-    """Access to table and files. Threads may share it, forks inherit it before its first use."""
+    """Access to the table. Threads may share it, forks inherit it before its first use."""
 
-    def __init__(self, runner: Runner, folder: Path) -> None:
+    def __init__(self, runner: Runner) -> None:
         """Prepare; nothing is connected or made before the first use."""
         self._runner = runner
-        self._folder = folder.absolute()
         self._engine: sa.Engine | None = None
         self._lock = Lock()
         # a job never changes hands; and what is unknown raises, which is not remembered
@@ -85,41 +79,33 @@ class Conversions:
     def add(
         self, session: str, uploads: Sequence[Upload], target: str, size: ImageSize, demo_seconds: float
     ) -> list[Conversion]:
-        """Store these files and make a job of each: all of them, or none."""
+        """Make a job of each file, which is stored with it: all of them, or none."""
         self._remove_old()
         created = datetime.now(UTC).replace(microsecond=0)
-        tokens = [secrets.token_urlsafe(32) for _ in uploads]
-        try:
-            for token, upload in zip(tokens, uploads, strict=True):
-                self._place(token).mkdir(parents=True, mode=0o700)
-                with open(self.source(token), "xb") as file:
-                    shutil.copyfileobj(upload.stream, file)
-            calls = [
-                convert.using(timeout=300).call(
-                    self.source(token),
-                    target,
-                    self.result(token),
-                    size.width,
-                    size.height,
-                    upload.name,
-                    demo_seconds,
-                )
-                for token, upload in zip(tokens, uploads, strict=True)
+        # by its name: the site may be served with another runner than the one of the module
+        calls = [
+            self._runner.call(
+                "convert",
+                {
+                    "source": InputFile.from_stream(upload.stream, name=upload.name),
+                    "target": target,
+                    "width": size.width,
+                    "height": size.height,
+                    "demo_seconds": demo_seconds,
+                },
+            )
+            for upload in uploads
+        ]
+        with self._begin() as connection:
+            jobs = self._runner.enqueue_many(calls, connection=connection)
+            found = [
+                Conversion(secrets.token_urlsafe(32), job.id, hashed(session), upload.name, target, created)
+                for job, upload in zip(jobs, uploads, strict=True)
             ]
-            with self._begin() as connection:
-                jobs = self._runner.enqueue_many(calls, connection=connection)
-                found = [
-                    Conversion(token, job.id, hashed(session), upload.name, target, created)
-                    for token, job, upload in zip(tokens, jobs, uploads, strict=True)
-                ]
-                connection.execute(
-                    _table.insert(),
-                    [vars(each) | {"created_at": int(created.timestamp())} for each in found],
-                )
-        except BaseException:
-            for token in tokens:
-                shutil.rmtree(self._place(token), ignore_errors=True)
-            raise
+            connection.execute(
+                _table.insert(),
+                [vars(each) | {"created_at": int(created.timestamp())} for each in found],
+            )
         return found
 
     def recent(self, session: str, limit: int) -> list[Conversion]:
@@ -151,39 +137,12 @@ class Conversions:
             raise LookupError(job_id)
         return found
 
-    # -- files
-
-    def _place(self, token: str) -> Path:
-        return self._folder / token
-
-    def source(self, token: str) -> Path:
-        return self._place(token) / "source"
-
-    def result(self, token: str) -> Path:
-        return self._place(token) / "result"
-
-    def excerpt(self, token: str, line: int, around: int = 2) -> list[tuple[int, str]]:
-        """Return the lines of a source near one that was refused, with their numbers, fit to be shown."""
-        first = max(line - around, 1)
-        try:
-            with open(self.source(token), "rb") as file:
-                raw = list(islice(file, first - 1, line + around))
-        except FileNotFoundError:
-            return []
-        return [(number, _shown(text)) for number, text in enumerate(raw, first)]
-
     def _remove_old(self) -> None:
         before = int((datetime.now(UTC) - KEPT).timestamp())
         old = sa.select(_table.c.token).where(_table.c.created_at < before).limit(_REMOVED_AT_ONCE)
         with self._begin() as connection:
-            tokens = list(connection.scalars(old))
-        if not tokens:
-            return
-        # the files first: a row without files is harmless and is found again, files without a row are not
-        for token in tokens:
-            shutil.rmtree(self._place(token), ignore_errors=True)
-        with self._begin() as connection:
-            connection.execute(_table.delete().where(_table.c.token.in_(tokens)))
+            if tokens := list(connection.scalars(old)):
+                connection.execute(_table.delete().where(_table.c.token.in_(tokens)))
 
     # -- the database
 
@@ -218,6 +177,14 @@ def hashed(session: str) -> str:
 def _conversion(row: sa.Row[tuple[object, ...]]) -> Conversion:
     fields = dict(row._mapping)
     return Conversion(**fields | {"created_at": datetime.fromtimestamp(fields["created_at"], UTC)})
+
+
+def lines_near(stream: IO[bytes], line: int, around: int = 2) -> list[tuple[int, str]]:
+    """Return the lines of a file near one that was refused, with their numbers, fit to be shown."""
+    first = max(line - around, 1)
+    return [
+        (number, _shown(text)) for number, text in enumerate(islice(stream, first - 1, line + around), first)
+    ]
 
 
 def _shown(raw: bytes, limit: int = 120) -> str:

@@ -23,7 +23,6 @@ import secrets
 import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -42,17 +41,19 @@ from werkzeug.routing import Map, MapAdapter, Rule
 from werkzeug.utils import send_file
 from werkzeug.wrappers import Request, Response
 
-from forkrunner import JobNotFound, JobStateError, Runner, StoreError
+from forkrunner import FileMissing, JobNotFound, JobStateError, Runner, StorageError, StoreError
 from forkrunner.wsgi import progress_app
 from trackconvert import FORMATS, ImageSize
-from trackconvert.web.conversions import KEPT, Conversion, Conversions, Upload
+from trackconvert.jobs import result_name
+from trackconvert.web.conversions import KEPT, Conversion, Conversions, Upload, lines_near
 from trackconvert.web.pages import Pages
-from trackconvert.web.words import display_name, refusal, result_name
+from trackconvert.web.words import display_name, refusal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
     from forkrunner import Job
+    from forkrunner.files import StoredFile
 
 #: Of an upload: bytes in all, and files.
 LARGEST_UPLOAD = 32 * 1024 * 1024
@@ -150,13 +151,13 @@ class Site:
         ]
     )
 
-    def __init__(self, runner: Runner, folder: Path, *, demo_seconds: float = 0.0) -> None:
-        """Prepare; nothing is connected before the first request. `folder` is for uploads and results.
+    def __init__(self, runner: Runner, *, demo_seconds: float = 0.0) -> None:
+        """Prepare; nothing is connected before the first request.
 
         `demo_seconds`: a conversion takes so long at least, to have something to look at.
         """
         self._runner = runner
-        self._conversions = Conversions(runner, folder)
+        self._conversions = Conversions(runner)
         self._demo_seconds = demo_seconds
         self._progress = progress_app(runner, authorize=self._may_see)
         self._pages = Pages(
@@ -183,7 +184,7 @@ class Site:
                 response: Response = getattr(self, f"on_{endpoint}")(visit, **arguments)
             except HTTPException as error:
                 response = self._refuse(visit, error)
-            except (StoreError, OperationalError):
+            except (StoreError, StorageError, OperationalError):
                 response = self._refuse(visit, ServiceUnavailable(retry_after=5))
             except Exception:  # noqa: BLE001  # whatever it is, there is a page for it
                 # the log has all of it, the visitor nothing that could tell how the site is made
@@ -252,8 +253,13 @@ class Site:
         job = self._runner.get(found.job_id) if card["state"] in ("done", "failed") else None
         attempt = job.attempts[-1] if job and job.attempts else None
         line, reason = None, None
+        excerpt: list[tuple[int, str]] = []
         if job and job.user_error:
-            line, reason = refusal(found.name, job.user_error)
+            source = job.files[0]
+            line, reason = refusal(source.display_name, job.user_error)
+            if line:
+                with suppress(FileMissing), source.open() as content:
+                    excerpt = lines_near(content, line)
         return self._page(
             visit,
             "conversion.html",
@@ -262,7 +268,8 @@ class Site:
             attempt=attempt,
             line=line,
             reason=reason,
-            excerpt=self._conversions.excerpt(found.token, line) if line else [],
+            excerpt=excerpt,
+            size=_result_of(job).size if job and job.result else None,
         )
 
     def _cards(self, visit: Visit, conversions: Sequence[Conversion]) -> list[dict[str, Any]]:
@@ -272,7 +279,6 @@ class Site:
         for each in conversions:
             view = views.get(each.job_id, {"state": "gone"})
             name = result_name(each.name, each.target)
-            result = self._conversions.result(each.token)
             cards.append(
                 {
                     "token": each.token,
@@ -284,7 +290,6 @@ class Site:
                     "state": view["state"],
                     "result_name": name,
                     "result_url": visit.urls.build("result", {"token": each.token, "name": name}),
-                    "result_size": result.stat().st_size if result.exists() else None,
                 }
             )
         return cards
@@ -292,18 +297,22 @@ class Site:
     def on_result(self, visit: Visit, token: str, name: str) -> Response:
         # the name is in the address for people and their programs; the token says which
         found = self._conversions.get(token)
-        if found is None:
-            raise NotFound
         try:
+            job = self._runner.get(found.job_id) if found else None
+            if found is None or job is None or not job.result:
+                raise NotFound
+            file = _result_of(job)
             response = send_file(
-                self._conversions.result(found.token),
+                file.open(),
                 visit.environ,
                 mimetype="text/plain",
                 as_attachment=True,
                 download_name=result_name(found.name, found.target),
+                etag=file.sha256,
             )
-        except FileNotFoundError:
+        except (JobNotFound, FileMissing):
             raise NotFound from None
+        response.content_length = file.size
         response.headers["Cache-Control"] = "private, no-cache"
         # if it is shown and not saved, it is text, whatever is in it
         response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
@@ -349,6 +358,11 @@ class Site:
     def _may_see(self, request: Request, job: Job[Any]) -> bool:
         session = _session(request)
         return session is not None and self._conversions.is_of(session, job.id)
+
+
+def _result_of(job: Job[Any]) -> StoredFile:
+    """Return the file that a conversion has made."""
+    return next(file for file in job.files if file.token)
 
 
 def _session(request: Request) -> str | None:

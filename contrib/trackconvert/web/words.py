@@ -6,7 +6,6 @@ import re
 from datetime import UTC, datetime
 from unicodedata import category
 
-_SUFFIXES = {"nuke": "nk", "pftrack4": "2dt", "pftrack5": "2dt"}
 _LONGEST_NAME = 120
 
 
@@ -18,13 +17,6 @@ def display_name(filename: str) -> str:
     last = re.split(r"[/\\]", filename)[-1]
     shown = "".join(c for c in last if c.isprintable() and category(c) not in ("Cf", "Cs")).strip()
     return shown[:_LONGEST_NAME] or "unnamed"
-
-
-def result_name(name: str, target: str) -> str:
-    """Name the result of a file: "shot.3de.txt" becomes "shot.nuke.nk"."""
-    stem = re.sub(r"\.[0-9a-z]{1,5}$", "", name, flags=re.IGNORECASE)
-    stem = re.sub(r"\.(3de|nuke|pftrack[45]|shake|syntheyes)$", "", stem)
-    return f"{stem or 'tracks'}.{target}.{_SUFFIXES.get(target, 'txt')}"
 
 
 def refusal(name: str, message: str) -> tuple[int | None, str]:
