@@ -15,6 +15,7 @@ from . import (
     descriptors,
     leaving,
     loglines,
+    places,  # noqa: F401 - for tasks that tell their progress
     process,
     stacks,
 )

@@ -22,7 +22,7 @@ class Current:
         #: Set in the mold, before the forks: its pid, and the memory that it shares with its children (`safepoint.py`).
         self.mold = 0
         self.board: memoryview | None = None
-        #: Where progress goes (`progress.place`), known before the fork.
+        #: Where progress goes (`places.place`), known before the fork.
         self.place: dict[str, Any] | None = None
         #: The job has told its progress, which now is somewhere.
         self.told = False

@@ -30,7 +30,7 @@ from .errors import HandoverError, StoreUnavailable
 from .lease import Lease
 from .link import MoldLink
 from .molds import FOREVER, Stage
-from .progress import place as progress_place
+from .places import place as progress_place
 from .records import Claim, Ending
 from .store import Store
 

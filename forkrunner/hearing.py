@@ -14,8 +14,8 @@ from .changes import Changes
 from .errors import ConfigError, TargetError
 from .locating import locate
 from .molds import FOREVER, Stage, targets_of
-from .progress import Reader
-from .progress import place as progress_place
+from .places import Reader
+from .places import place as progress_place
 from .safety import EFFECTS
 
 if TYPE_CHECKING:

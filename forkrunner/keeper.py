@@ -26,7 +26,7 @@ from . import clock, identity, leaving, process
 from .changes import Changes
 from .events import Log
 from .lifeline import VARIABLE, names, send
-from .progress import place
+from .places import place
 from .signals import Poll, Signals
 from .webservers import Servers, Who
 

@@ -21,7 +21,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from . import __version__, clock, identity, survivors
-from .progress import place
+from .places import place
 from .records import SupervisorRow
 from .signals import Poll
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import clock, identity, process
 from .errors import TargetError
-from .progress import place
+from .places import place
 
 if TYPE_CHECKING:
     from .runner import Runner

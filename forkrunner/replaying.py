@@ -21,7 +21,7 @@ from .job import Outcome
 from .leftovers import Leftovers
 from .mold import Mold
 from .options import LIMITS
-from .progress import Reader
+from .places import Reader
 from .safety import Watch
 from .understudy import NotReady, ReplayFiles, Understudy
 

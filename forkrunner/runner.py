@@ -409,7 +409,7 @@ class Runner:
     def watcher(self) -> Watcher:
         """What looks at jobs for `progress` and the HTTP endpoint; asks for many at once."""
         if self._watcher is None:
-            from forkrunner.progress import Reader, place
+            from forkrunner.places import Reader, place
             from forkrunner.watch import Watcher
 
             self._watcher = Watcher(lambda: self.store, Reader(place(self.settings)))

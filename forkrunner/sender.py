@@ -21,7 +21,7 @@ from _thread import allocate_lock, get_ident, get_native_id, stack_size, start_n
 
 from . import clock
 from .leaving import title
-from .progress import _Files, sink
+from .places import ProgressFiles, sink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class Sender:
         # the connection is the parent's, and so is what it has not sent
         self.sink.close()
         self.sink = sink(self.settings)
-        if isinstance(self.sink, _Files):
+        if isinstance(self.sink, ProgressFiles):
             self.sink.suffix = f".{os.getpid()}"
         self.waiting = None
         self.is_helper, self.is_registered = True, False

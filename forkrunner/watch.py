@@ -28,7 +28,7 @@ from .errors import StoreUnavailable
 from .job import ENDED, State, user_error
 
 if TYPE_CHECKING:
-    from .progress import Entry, Reader
+    from .places import Entry, Reader
     from .records import Standing
     from .store import Store
 

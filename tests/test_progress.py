@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from forkrunner.progress import Reader, sink
+from forkrunner.places import Reader, sink
 from tests.servers import Memcached, free_port
 from tests.support import wait_until
 
@@ -27,7 +27,8 @@ import json, os, sys, time
 from forkrunner import progress
 from forkrunner.current import current
 module = sys.modules["forkrunner.progress"]
-from forkrunner.progress import Reader, follow, step, tqdm, track, trange
+from forkrunner.places import Reader
+from forkrunner.progress import follow, step, tqdm, track, trange
 place = json.loads(sys.argv[1])
 current.place = place
 current.job = {"id": place["job"], "task": "t", "queue": "q", "attempt": 1, "started_at": "2026-01-31T10:00:00+00:00"}

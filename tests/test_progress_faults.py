@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from forkrunner.job import State
-from forkrunner.progress import Reader
+from forkrunner.places import Reader
 from tests.running import LONG, Bed
 from tests.servers import Memcached, Postgres, free_port
 from tests.support import Cli, wait_until

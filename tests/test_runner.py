@@ -462,7 +462,7 @@ def test_cancel_and_retry(runner):
 
 def test_progress_is_what_the_job_said_last(sqlite_database, tmp_path, monkeypatch):
     monkeypatch.setenv("FORKRUNNER_RUNTIME_DIR", str(tmp_path / "run"))
-    from forkrunner.progress import place
+    from forkrunner.places import place
 
     runner = Runner(sqlite_database)
     job = Job[Any](runner, new_id())

@@ -1076,7 +1076,7 @@ def test_public_names_are_sorted_and_all_there():
 
 
 @pytest.mark.parametrize(
-    "first", ["import forkrunner.progress", "from forkrunner.progress import Reader", "pass"]
+    "first", ["import forkrunner.progress", "from forkrunner.progress import track", "pass"]
 )
 def test_progress_is_the_function_whatever_was_imported_before(first):
     assert fresh(f"{first}\nfrom forkrunner import progress\nprint(type(progress).__name__)") == "function\n"

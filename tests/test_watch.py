@@ -17,7 +17,7 @@ from forkrunner import Runner
 from forkrunner.errors import StoreUnavailable
 from forkrunner.ids import new_id
 from forkrunner.job import Next, State
-from forkrunner.progress import place, sink
+from forkrunner.places import place, sink
 from forkrunner.records import Ending
 from forkrunner.store import Store
 from tests.running import Bed

@@ -24,7 +24,7 @@ from forkrunner import Runner
 from forkrunner.asgi import ProgressASGI, progress_asgi
 from forkrunner.ids import new_id
 from forkrunner.job import State
-from forkrunner.progress import Reader, place
+from forkrunner.places import Reader, place
 from forkrunner.records import Claim
 from forkrunner.wsgi import ProgressApp, progress_app, public_error
 from tests.servers import Postgres

@@ -118,7 +118,7 @@ def watch(words: tuple[str, ...], as_json: bool) -> int:
     """
     from forkrunner import bars
     from forkrunner.job import State
-    from forkrunner.progress import Reader, place
+    from forkrunner.places import Reader, place
     from forkrunner.watch import Watcher
 
     target, given = target_and_ids(words)
@@ -184,7 +184,7 @@ def _progress_of(settings: Settings, rows: Sequence[Row]) -> dict[str, dict[str,
     busy = [row.id for row in rows if row.state is State.BUSY]
     if not busy:
         return {}
-    from forkrunner.progress import Reader, place
+    from forkrunner.places import Reader, place
 
     reader = Reader(place(settings))
     try:
