@@ -15,6 +15,7 @@ from .database import Database
 from .errors import StoreError
 from .filerows import FileRows
 from .oldrows import OldRows
+from .outbox import Outbox
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
 from .statements import Statements
@@ -45,6 +46,8 @@ class Access:
         self._files = FileRows(self._database)
         self._old = OldRows(self._database)
         self._transactions = Transactions(self._database, role)
+        #: The mails.
+        self.outbox = Outbox(self._database, self._transactions)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._database} {self.role}>"

@@ -24,6 +24,7 @@ from .current import current
 from .errors import TargetError
 from .hooks import run_before_fork
 from .memory import trim_memory
+from .postman import internal_tasks
 from .safety import Watch
 
 TYPE_CHECKING = False
@@ -139,12 +140,14 @@ def make_place(
 ) -> Place:
     """Make the application ready for a job, and find what a child must leave: see `settle`."""
     run_before_fork(runner.hooks.before_fork, target, watch)
-    for task in runner.tasks.values():
+    own = internal_tasks(runner)
+    for task in (*runner.tasks.values(), *own.values()):
         task.prepare()
     if any(task.takes_files for task in runner.tasks.values()):
         from . import storage  # noqa: F401 - to be there when the job starts
     reserved = descriptors.Reserved(fixed=2)
     place = Place(runner, reserved)
+    place.tasks = {**runner.tasks, **own}
     current.runner = runner
     shared = [fd for fd, _ in descriptors.sockets_and_databases() if fd not in keep]
     if shared:

@@ -21,6 +21,7 @@ from .batches import LIMITS, clean, new_row, pack
 from .callers import begin, connection_of, make_beside
 from .errors import EnqueueError, JobNotFound, JobStateError
 from .filenames import address
+from .internal import LOWEST, MAIL
 from .job import Outcome, State
 from .oldrows import Batch
 from .records import Attempt, File, New, Row, Standing
@@ -156,11 +157,19 @@ class Asking(Access):
         )
 
     def list(
-        self, *, state: str | None = None, queue: str | None = None, task: str | None = None, limit: int = 50
+        self,
+        *,
+        state: str | None = None,
+        queue: str | None = None,
+        task: str | None = None,
+        limit: int = 50,
+        all: bool = False,
     ) -> builtins.list[Row]:
-        """Return rows without their attempts, the newest first."""
+        """Return rows without their attempts, the newest first; mails only with `all`, or if they are named."""
         # a UUIDv7 begins with the time at which it was made
         statement = sa.select(*jobs.c).order_by(jobs.c.id.desc()).limit(limit)
+        if not all and MAIL not in (queue, task):
+            statement = statement.where(jobs.c.priority > LOWEST)
         for column, value in ((jobs.c.state, state), (jobs.c.queue, queue), (jobs.c.task, task)):
             if value is not None:
                 statement = statement.where(column == str(value))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from . import clock, temporary
-from .job import Outcome, Policy, after, user_sentence
+from .internal import MAIL
+from .job import Outcome, Policy, State, after, user_sentence
 from .lease import HOST
 from .molds import FOREVER, Stage
 from .options import LIMITS
@@ -58,6 +59,8 @@ class Attempts:
         self.running: dict[Key, Running] = {}
         #: Where jobs that ask for one have a temporary folder.
         self.temporary = temporary.folder()
+        #: Those of `running` that send mail: they take no slot.
+        self.mails: set[Key] = set()
         self.endings: deque[Ending] = deque()
         #: Jobs in `endings` that may have told their progress; it is cleared away when the row says more.
         self.shown: set[str] = set()
@@ -102,11 +105,23 @@ class Attempts:
             run.told = mold.link.told
             self.log.emit("job.started", task=claim.task, id=claim.id, attempt=claim.attempt)
 
+    def start_mails(self, claims: list[Claim]) -> None:
+        """Hand claimed mails to a mold, beside the slots."""
+        self.start(claims)
+        self.mails |= {(claim.id, claim.attempt) for claim in claims} & self.running.keys()
+
+    @property
+    def busy(self) -> int:
+        """How many slots are taken."""
+        return len(self.running) - len(self.mails)
+
     def ended(self, mold: Mold, facts: dict[str, Any], body: bytes) -> None:
         """Decide what becomes of a job whose attempt has ended, and keep it to be written. Keeps (2)."""
         run = self.running.pop((facts["id"], facts["attempt"]), None)
         if run is None:
             return  # told twice, or given back meanwhile
+        if self.mails:
+            self.mails.discard((facts["id"], facts["attempt"]))
         mold.busy -= 1
         if mold.stage is Stage.DRAINING:
             self.supervisor.renewal.renew_at = 0.0  # people wait for it
@@ -164,6 +179,7 @@ class Attempts:
         """Give a job back that a mold could not fork for; it counts as nothing."""
         if self.running.pop((header["id"], header["attempt"]), None):
             mold.busy -= 1
+            self.mails.discard((header["id"], header["attempt"]))
         self.supervisor.rows.refused(clock.monotonic())
         self.log.emit("job.refused", id=header["id"], error=header["error"])
 
@@ -177,6 +193,7 @@ class Attempts:
                 continue
             if run.told > taken:
                 del self.running[job_id, number]
+                self.mails.discard((job_id, number))
                 mold.busy -= 1
                 self.supervisor.rows.in_doubt = True
             else:
@@ -198,14 +215,25 @@ class Attempts:
     ) -> Ending:
         """Keep an ending until it is written; `user`: the task has raised a UserError."""
         done = attempt.outcome is Outcome.DONE
+        mailing = self.supervisor.mailing
         policy = _ANY_POLICY if done else Policy.of(options)
         then = after(attempt.outcome, tries=claim.tries, crashes=claim.crashes, policy=policy, retry=retry)
         if done:
             text = result.decode("utf-8", "replace")
-            ending = Ending(attempt, then, claim.task, result=text, output=output, files=files)
+            notice = (
+                mailing.notice(attempt, then, claim.task, options, "done")
+                if mailing.rules.successes
+                else None
+            )
+            ending = Ending(attempt, then, claim.task, result=text, output=output, files=files, notice=notice)
         else:
             error = user_sentence(attempt.error_message or "") if user else attempt.sentence()
-            ending = Ending(attempt, then, claim.task, error=error, cursor=cursor, output=output)
+            notice = (
+                mailing.notice(attempt, then, claim.task, options, error) if mailing.rules.active else None
+            )
+            ending = Ending(
+                attempt, then, claim.task, error=error, cursor=cursor, output=output, notice=notice
+            )
         self.endings.append(ending)
         self.ended_count += 1
         if self.write_at == FOREVER:
@@ -234,6 +262,8 @@ class Attempts:
             self.log.emit("job.ended", seconds=seconds, **facts)
         else:
             error = (ending.error or "")[:_LONGEST_LINE]
+            if ending.task == MAIL and ending.next.state is State.FAILED:
+                self.log.emit("mail.undeliverable", id=attempt.job_id, error=error)
             self.log.emit("job.failed", seconds=seconds, then=ending.consequence(), error=error, **facts)
 
 

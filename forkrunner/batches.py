@@ -101,6 +101,7 @@ def without_details(ending: Ending, error: Exception) -> Ending:
         Attempt(attempt.job_id, attempt.attempt, attempt.outcome, attempt.supervisor, error_message=words),
         Next(state, after.tries, after.crashes, after.delay),
         error=words,
+        notice=ending.notice,
     )
 
 
@@ -126,7 +127,12 @@ def pack(rows: list[dict[str, Any]]) -> str:
 
 def is_large(ending: Ending) -> bool:
     """Say whether some of it goes in a statement of its own."""
-    return ending.output is not None or bool(ending.files) or len(ending.result or "") > LARGE
+    return (
+        ending.output is not None
+        or bool(ending.files)
+        or len(ending.result or "") > LARGE
+        or ending.notice is not None
+    )
 
 
 def first_of(endings: Iterable[Ending]) -> list[Ending]:

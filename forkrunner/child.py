@@ -18,6 +18,7 @@ from .current import current
 from .descriptors import Reserved
 from .errors import LeaveJob, UserError
 from .hooks import run_before_exit
+from .internal import MAIL
 from .leaving import flush_all, leave, show_title, title_bytes
 from .progress import end as end_progress
 from .redaction import MARK, scrub, secrets_in
@@ -184,7 +185,7 @@ def attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable[
     if current.work is not None:
         # after the report, which must not wait for a database; before the hooks, which may want the same rows
         current.work.drop()
-    if place.before_exit:
+    if place.before_exit and job["task"] != MAIL:
         run_before_exit(place.before_exit, place.exit_timeout)
         flush_all()
 
@@ -193,7 +194,8 @@ def _call(place: Place, task: Any, job: dict[str, Any], arguments: bytes) -> Any
     if "limits" in job:
         limits.impose(job["limits"], place.base)
     # not while it is a spare: so an error is that of a job, and its time limit holds
-    for hook in place.after_fork:
+    # the application's hooks are not for what is ours: its database may be away when there is mail about that
+    for hook in place.after_fork if job["task"] != MAIL else ():
         hook()
     if task.takes_files:
         assert place.files is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from forkrunner import __version__
-from forkrunner.commands import enqueue, files, install, look, replay, run, status, wish
+from forkrunner.commands import enqueue, files, install, look, mail, replay, run, status, wish
 from forkrunner.invocation import Group, flags
 
 
@@ -52,6 +52,7 @@ for _command in (
     replay.replay,
     files.files,
     files.prune,
+    mail.mail,
     install.migrate,
     install.check,
     install.config,

@@ -12,13 +12,15 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, overload
 
-from . import kinds
+from . import addresses, kinds, mailurl
 from .errors import ConfigError
 from .kinds import Kind, T
 from .redaction import SECRET_NAMES
 from .units import brief, mask
 
 PREFIX = "FORKRUNNER_"
+#: What can be mailed.
+MAIL_ON = ("failure", "attempt", "success", "start")
 
 
 class Setting(Generic[T]):
@@ -261,6 +263,71 @@ class Settings:
         kinds.names("parts of names", "NAME,…", str.isprintable),
         SECRET_NAMES,
         "What is so named, or has one of these in its name, is hidden where arguments, results and errors are shown",
+    )
+    mail_to = Setting(
+        kinds.addresses(), (), "Who gets a mail when a job has failed for good", default_text="nobody"
+    )
+    mail_url = Setting(
+        kinds.optional(kinds.text(mailurl.EXPECTED, "URL", mailurl.check)),
+        None,
+        "By which way mail leaves",
+        secret=True,
+    )
+    mail_from = Setting(
+        kinds.optional(kinds.text("an address", "ADDRESS", addresses.address)),
+        None,
+        "Who the mails are from",
+        default_text="forkrunner@HOST",
+    )
+    mail_bounces = Setting(
+        kinds.optional(kinds.text("an address", "ADDRESS", addresses.address)),
+        None,
+        "Where mail that cannot be delivered is returned to",
+        default_text="nowhere",
+    )
+    mail_on = Setting(
+        kinds.names(f"some of {', '.join(MAIL_ON)}", "WORD,…", MAIL_ON.__contains__),
+        ("failure", "start"),
+        "What is mailed: a failure for good, each failed attempt, each success, a supervisor that could not start",
+    )
+    mail_interval = Setting(
+        kinds.duration(0, 86_400),
+        600.0,
+        "Equal failures within this time are told of in one mail, with their number; 0: each has its own",
+    )
+    mail_cap = Setting(
+        kinds.whole(1, 100_000), 30, "Most mails in an hour: what is more is told of together in one, later"
+    )
+    mail_timeout = Setting(
+        kinds.duration(0.1, 3600),
+        120.0,
+        "How long the mail server may take for an answer; five times that when it has the mail",
+    )
+    mail_retry = Setting(
+        kinds.duration(0.05, 3600),
+        10.0,
+        "Time until a mail that could not be sent is tried again, doubled each time up to an hour",
+    )
+    mail_patience = Setting(
+        kinds.duration(1, 30 * 86_400),
+        5 * 86_400.0,
+        "For how long that is done; then the mail is undeliverable",
+    )
+    mail_attachments = Setting(
+        kinds.size(0, 2**28),
+        10 << 20,
+        "How much is attached to a mail: what is larger is named with its place",
+    )
+    mail_templates = Setting(
+        kinds.text("an absolute path, or nothing", "FOLDER", lambda path: path and kinds.as_folder(path)),
+        "",
+        "Folder with templates that replace forkrunner's own: subject.txt, mail.txt, mail.html",
+        default_text="forkrunner's own",
+    )
+    base_url = Setting(
+        kinds.optional(kinds.text("http://… or https://…", "URL", kinds.as_web)),
+        None,
+        "Where a job is shown to people: mails link to BASE_URL/ID, or to what {id} in it makes",
     )
     log_level = Setting(
         kinds.choice("debug", "info", "warning", "error"),

@@ -13,6 +13,8 @@ ForkrunnerError
 ├── StorageError           .place                 where files are kept does not answer, or refuses
 │   └── FileMissing        .sha256                and there it is not
 ├── HandoverError                                 a supervisor cannot take over from the one before it
+├── MailError                                     mail could not be sent now; later it may
+│   └── MailRefused                               … and another try would be refused alike
 ├── WaitTimeout            .id .state             Job.wait(timeout=…) ran out
 └── StoreError                                    the database said no
     ├── StoreUnavailable       .busy              away, silent, locked: the same call may work later
@@ -86,6 +88,14 @@ class FileMissing(StorageError):
 
 class HandoverError(ForkrunnerError):
     """This supervisor cannot take over from the one before it."""
+
+
+class MailError(ForkrunnerError):
+    """The mail could not be sent now."""
+
+
+class MailRefused(MailError):
+    """The mail server will not take this mail."""
 
 
 class WaitTimeout(ForkrunnerError):

@@ -61,6 +61,8 @@ EVENTS: dict[str, Event] = {
     "job.failed": Event("warning", "{task} {id} {outcome} in {seconds:.3f} s, attempt {attempt}, {then}: {error}"),
     "job.paused": Event("info", "{task} {id} is paused, attempt {attempt}"),
     "job.resumed": Event("info", "{task} {id} goes on, attempt {attempt}"),
+    "mail.undeliverable": Event("error", "the mail {id} is undeliverable: {error}; `forkrunner mail --again` sends it again"),
+    "settings.warning": Event("warning", "{text}"),
     "jobs.rescued": Event("warning", "{count} jobs of a dead supervisor are taken back"),
     "job.refused": Event("warning", "{id} could not be started and was given back: {error}"),
     "job.late": Event("warning", "{id} attempt {attempt}: the row had moved on, so its outcome {outcome} was not written"),

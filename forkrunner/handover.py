@@ -27,6 +27,7 @@ import msgspec
 from . import __version__, clock, process, scratch
 from .attempts import Running
 from .errors import HandoverError, StoreUnavailable
+from .internal import MAIL
 from .lease import Lease
 from .link import MoldLink
 from .molds import FOREVER, Stage
@@ -279,7 +280,10 @@ def adopt(supervisor: Supervisor, state: State) -> None:
     for run in state.running:
         running = Running(run.claim, run.options, by_generation[run.mold])
         running.cancelling, running.paused, running.told = run.cancelling, run.paused, run.told
-        supervisor.attempts.running[run.claim.id, run.claim.attempt] = running
+        key = run.claim.id, run.claim.attempt
+        supervisor.attempts.running[key] = running
+        if run.claim.task == MAIL:
+            supervisor.attempts.mails.add(key)
     supervisor.attempts.endings.extend(state.endings)
     supervisor.attempts.shown |= state.shown
     supervisor.attempts.write_at = 0.0 if state.endings else FOREVER

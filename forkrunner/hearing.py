@@ -159,6 +159,7 @@ class Hearing:
             identity.private_folder(folder)
         self.progress = Reader(where)
         self.progress.sweep()
+        self.supervisor.mailing.use_settings()
         return where
 
     def find_storage(self) -> tuple[str, int]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from . import units
+from .addresses import EXPECTED
+from .addresses import addresses as as_addresses
 
 T = TypeVar("T")
 
@@ -113,6 +115,10 @@ def names(expected: str, metavar: str, legal: Callable[[str], bool]) -> Kind[tup
     return Kind(f"{expected}, separated by commas", check, metavar, show=",".join, multiple=True)
 
 
+def addresses() -> Kind[tuple[str, ...]]:
+    return Kind(f"{EXPECTED}, separated by commas", as_addresses, "ADDRESS,…", show=",".join, multiple=True)
+
+
 def text(expected: str, metavar: str, normal: Callable[[str], str]) -> Kind[str]:
     def check(value: object) -> str:
         if isinstance(value, str):
@@ -201,6 +207,12 @@ def as_storage(url: str) -> str:
     ):
         raise ValueError
     return url
+
+
+def as_web(url: str) -> str:
+    if re.fullmatch(r"https?://[^\s\"'<>\x00-\x1f]+", url):
+        return url
+    raise ValueError
 
 
 def as_folder(path: str) -> str:

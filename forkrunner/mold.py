@@ -24,6 +24,7 @@ from .account import Account
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
 from .current import current
 from .filing import Files
+from .internal import MAIL
 from .leftovers import Leftovers
 from .signals import Deaths, Poll
 from .wanted import Wanted
@@ -239,7 +240,7 @@ class Mold:
 
     def refuse(self, job: dict[str, Any]) -> None:
         """End an attempt that cannot begin: another try would find no task of that name either."""
-        known = ", ".join(sorted(self.place.tasks)) or "none"
+        known = ", ".join(sorted(name for name in self.place.tasks if name != MAIL)) or "none"
         self.tell(
             {
                 "kind": "ended",

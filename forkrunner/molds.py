@@ -326,6 +326,8 @@ class Molds:
 
         None: all that know it are missing at the moment. What nobody knows is the first application's to refuse.
         """
-        places = [place for place in self.places if task in place.tasks] or self.places
+        places = [place for place in self.places if task in place.tasks]
+        # of those of the first application, whose settings count
+        places = places or [place for place in self.places if place.target == self.places[0].target]
         serving = [place.serving for place in places if place.serving is not None]
         return min(serving, key=lambda mold: mold.busy, default=None)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 
 from . import units
+from .addresses import addresses
 from .describing import describe
 from .errors import ConfigError, EnqueueError, ForkrunnerError
+from .internal import LOWEST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,11 +104,29 @@ def _exceptions(value: Any) -> tuple[type[BaseException], ...]:
     return tuple(kinds)
 
 
+#: What a task may have mailed: the words of the setting `mail_on`, of which one is no affair of a task.
+_MAIL_ON = ("failure", "attempt", "success")
+
+
+def _mail_to(value: Any) -> list[str] | None:
+    return None if value is None else list(addresses(value))
+
+
+def _mail_on(value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(words, (list, tuple)) or not all(word in _MAIL_ON for word in words):
+        expected = f"some of {', '.join(_MAIL_ON)}, or () for no mail"
+        raise ValueError(f"expected {expected}, got {describe(value)}")
+    return list(words)
+
+
 #: Option → (check, whether a single call may override it: it is then kept in the row's `options`).
 OPTIONS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
     "name": (_name, False),
     "queue": (_name, False),
-    "priority": (_whole(-(2**31), 2**31 - 1), False),
+    "priority": (_whole(LOWEST + 1, 2**31 - 1), False),
     "max_attempts": (_whole(1, 2**31 - 1), True),
     "max_crashes": (_whole(1, 2**31 - 1), True),
     "backoff": (_backoff, True),
@@ -123,6 +143,8 @@ OPTIONS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
     "temporary_folder": (_switch, True),
     "at_most_once": (_switch, False),
     "requeue_on_reload": (_switch, False),
+    "mail_to": (_mail_to, False),
+    "mail_on": (_mail_on, False),
     "delay": (_seconds, False),
 }
 
@@ -149,6 +171,8 @@ DEFAULTS: Mapping[str, Any] = {
     "temporary_folder": False,
     "at_most_once": False,
     "requeue_on_reload": False,
+    "mail_to": None,
+    "mail_on": None,
 }
 
 #: Limits of a job's process beside `timeout`: set in it before the task is called, and watched by the mold.
@@ -165,6 +189,8 @@ POLICY = (
     "grace",
     "at_most_once",
     "requeue_on_reload",
+    "mail_to",
+    "mail_on",
     *LIMITS,
 )
 

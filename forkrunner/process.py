@@ -311,6 +311,22 @@ def thaw(pid: int) -> None:
     kill_group(pid, signal.SIGCONT)
 
 
+def feed(argv: list[str], data: bytes, timeout: float) -> tuple[int, bytes]:
+    """Run a program with something on its standard input; return its exit status and what it printed.
+
+    Raises TimeoutError when it takes longer, seconds; it is killed then.
+    """
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            argv, input=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
+    return done.returncode, done.stdout
+
+
 def remove_folders(*paths: str) -> int:
     """Start removing folders with all that is in them, which may take long; return the pid of who does it.
 

@@ -112,6 +112,56 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """A mail that is due because an attempt has ended; `mails.py` decides on it."""
+
+    #: The mail's id, and that of the job that will send it; used if no mail of the same fingerprint is open.
+    id: str
+    #: failure, attempt or success.
+    kind: str
+    #: What fails alike has the same.
+    fingerprint: str
+    task: str
+    #: How it ended, in one line.
+    reason: str
+    #: None: as the settings say when it is sent.
+    recipients: tuple[str, ...] | None
+    #: Seconds between two mails of one fingerprint.
+    interval: float
+    #: Most mails in an hour.
+    cap: int
+    #: JSON: options of the job that sends it.
+    options: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A row of `forkrunner_mails`."""
+
+    id: str
+    kind: str
+    fingerprint: str
+    task: str
+    reason: str
+    #: JSON list; an empty one: as the settings say.
+    recipients: str
+    job_id: str
+    attempt: int
+    last_job_id: str
+    last_attempt: int
+    #: How many attempts it tells of.
+    count: int
+    created_at: datetime
+    last_at: datetime
+    due_at: datetime
+    told_in: str | None
+    sealed_at: datetime | None
+    sent_at: datetime | None
+    #: JSON list: those for whom a server has taken it.
+    delivered: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """An attempt together with what becomes of its row: what `Store.finish` writes.
 
@@ -132,6 +182,8 @@ class Ending:
     cursor: str | None = None
     #: Of the result.
     files: tuple[File, ...] = ()
+    #: A mail to be made in the same transaction.
+    notice: Notice | None = None
 
     @property
     def key(self) -> Key:

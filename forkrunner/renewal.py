@@ -93,6 +93,7 @@ class Renewal:
         lost = len(self.attempts.running)
         self.write_late_endings()
         self.attempts.running.clear()
+        self.attempts.mails.clear()
         self.attempts.endings.clear()
         self.supervisor.rows.in_doubt = False
         # here and now, for what would be claimed under the new name must not be handed to them; the next ones

@@ -49,7 +49,7 @@ class Rows:
         return max(
             0,
             self.supervisor.settings.slots
-            - len(self.attempts.running)
+            - self.attempts.busy
             - max(0, len(self.attempts.endings) - self.supervisor.settings.slots),
         )
 
@@ -61,12 +61,9 @@ class Rows:
         if self.attempts.endings:
             due = min(due, self.attempts.write_at)
             # nothing else runs, or most slots wait: no reason to gather any longer
-            if (
-                not self.attempts.running
-                or len(self.attempts.endings) >= self.supervisor.settings.slots * _FULL
-            ):
+            if not self.attempts.busy or len(self.attempts.endings) >= self.supervisor.settings.slots * _FULL:
                 return 0.0
-        return max(due, self.last_turn + _GATHER) if self.attempts.running else due
+        return max(due, self.last_turn + _GATHER) if self.attempts.busy else due
 
     def turn(self, now: float) -> None:
         """Write what has ended and claim for what is free, in one transaction."""

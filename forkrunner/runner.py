@@ -188,6 +188,8 @@ class Runner:
             temporary_folder: bool = False,
             at_most_once: bool = False,
             requeue_on_reload: bool = False,
+            mail_to: str | Sequence[str] | None = None,
+            mail_on: str | Sequence[str] | None = None,
         ) -> Decorator: ...
 
     def task(self, function: Any = None, /, **options: Any) -> Any:
@@ -200,6 +202,8 @@ class Runner:
         limits, None for no limit. `temporary_folder`: TMPDIR is a folder of its own, removed at its end. `grace`: time between TERM and KILL. `at_most_once`: never started again once
         claimed, whatever happened. `requeue_on_reload`: on a reload its jobs leave at their next safe point and
         go on with the new code.
+        `mail_to`, `mail_on`: who gets mail about its jobs, and about which of failure, attempt and success, instead of what
+        the settings say; () for no mail.
         Raises ConfigError.
         """
         for name in options:

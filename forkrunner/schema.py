@@ -20,7 +20,7 @@ from .job import Outcome, State
 
 #: Every revision that was ever released, oldest first; a normal start compares the last one with the version
 #: table and so need not import Alembic.
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 REVISION = REVISIONS[-1]
 VERSION_TABLE = "forkrunner_version"
 
@@ -211,6 +211,48 @@ supervisors = sa.Table(
     sa.Column("lease_until", Time, nullable=False),
     sa.Column("molds", sa.Text),
 )
+
+# Mails, each the matter of the job of the same id that sends it. A row with `told_in` has no job: its matter is told in
+# that mail. Deleted some weeks after they were sealed.
+mails = sa.Table(
+    "forkrunner_mails",
+    metadata,
+    sa.Column("id", ID, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    # what it has in common with those that are told of together
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("task", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    # JSON list; an empty one: as the settings say when it is sent
+    sa.Column("recipients", sa.Text, nullable=False),
+    # the first attempt that it tells of, the last one, and how many they are
+    sa.Column("job_id", ID, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("last_job_id", ID, nullable=False),
+    sa.Column("last_attempt", sa.Integer, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("last_at", Time, nullable=False),
+    sa.Column("due_at", Time, nullable=False),
+    sa.Column("told_in", ID),
+    # from when on what it tells of does not change any more
+    sa.Column("sealed_at", Time),
+    sa.Column("sent_at", Time),
+    # JSON list: the recipients for whom a server has taken it
+    sa.Column("delivered", sa.Text),
+)
+
+# At most one of each fingerprint is open: what fails alike goes into it, whichever supervisor saw it.
+OPEN = "sealed_at IS NULL"
+sa.Index(
+    "forkrunner_mails_open",
+    mails.c.fingerprint,
+    unique=True,
+    sqlite_where=sa.text(OPEN),
+    postgresql_where=sa.text(OPEN),
+)
+sa.Index("forkrunner_mails_due", mails.c.due_at)
+sa.Index("forkrunner_mails_sealed", mails.c.fingerprint, mails.c.sealed_at)
 
 # Alembic's own table, as Alembic makes it.
 version = sa.Table(

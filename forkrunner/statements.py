@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from .database import Database
+from .internal import LOWEST, MAIL
 from .schema import ID, attempts, files, jobs, outputs, supervisors
 
 #: Of NOTIFY. The payload is the name of a queue that has a new job, or this: somebody wants something of a
@@ -29,6 +30,7 @@ _PENDING = sa.literal_column("'pending'", sa.Text)
 _BUSY = sa.literal_column("'busy'", sa.Text)
 _DONE = sa.literal_column("'done'", sa.Text)
 _CANCELLED = sa.literal_column("'cancelled'", sa.Text)
+_LOWEST = sa.literal_column(str(LOWEST), sa.Integer)
 _ZERO = sa.literal_column("0", sa.Integer)
 
 
@@ -76,17 +78,22 @@ class Statements:
     #   before the end a claim takes 2.4 ms (SQLite 9 ms), so do not schedule millions of jobs months ahead.
     # - Whoever has lost its row in forkrunner_supervisors gets nothing: its claims would be taken for
     #   orphans at once, and run twice.
-    def _picked(self, queues: bool) -> sa.CTE:
+    #
+    # Mails have a priority that no other job has, so that each kind is a range of the index.
+    def _picked(self, queues: bool, mails: bool = False) -> sa.CTE:
         own = sa.exists().where(supervisors.c.id == sa.bindparam("supervisor", type_=sa.Text))
-        rows = sa.select(jobs.c.id).where(jobs.c.state == _PENDING, jobs.c.run_at <= self.database.now, own)
+        kind = jobs.c.priority == _LOWEST if mails else jobs.c.priority > _LOWEST
+        rows = sa.select(jobs.c.id).where(
+            jobs.c.state == _PENDING, kind, jobs.c.run_at <= self.database.now, own
+        )
         if queues:
             rows = rows.where(_in_queues())
         rows = rows.order_by(jobs.c.priority.desc(), jobs.c.run_at, jobs.c.id)
         rows = rows.limit(sa.bindparam("limit", type_=sa.Integer))
         return rows.with_for_update(skip_locked=True, of=jobs).cte("picked").prefix_with("MATERIALIZED")
 
-    def _claim(self, queues: bool) -> Any:
-        picked = self._picked(queues)
+    def _claim(self, queues: bool, mails: bool = False) -> Any:
+        picked = self._picked(queues, mails)
         return (
             sa.update(jobs)
             .where(jobs.c.id == picked.c.id)
@@ -106,6 +113,10 @@ class Statements:
     @functools.cached_property
     def claim_of_queues(self) -> Any:
         return self._claim(True)
+
+    @functools.cached_property
+    def claim_mails(self) -> Any:
+        return self._claim(False, mails=True)
 
     def _fence(self, batch: sa.CTE) -> sa.ColumnElement[bool]:
         return sa.and_(
@@ -246,7 +257,9 @@ class Statements:
     def _due(self, queues: bool) -> Any:
         # From one priority to the next, each with a look at the first row in the index: min(run_at) alone reads
         # everything that is scheduled, 3.5 ms for 10,000 rows, and supervisors ask many times a second.
-        pending = sa.select(sa.func.max(jobs.c.priority).label("priority")).where(jobs.c.state == _PENDING)
+        pending = sa.select(sa.func.max(jobs.c.priority).label("priority")).where(
+            jobs.c.state == _PENDING, jobs.c.priority > _LOWEST
+        )
         found = pending.cte("found", recursive=True)
         lower = pending.where(jobs.c.priority < found.c.priority).correlate(found).scalar_subquery()
         found = found.union_all(sa.select(lower).where(found.c.priority.is_not(None)))
@@ -264,6 +277,11 @@ class Statements:
     @functools.cached_property
     def due_of_queues(self) -> Any:
         return self._due(True)
+
+    @functools.cached_property
+    def mail_due(self) -> Any:
+        first = sa.func.min(jobs.c.run_at)
+        return sa.select(first, self.database.now).where(jobs.c.state == _PENDING, jobs.c.priority == _LOWEST)
 
     @functools.cached_property
     def busy(self) -> Any:
@@ -376,11 +394,12 @@ class Statements:
             found.waited_seconds,
             found.cpu_user_seconds + found.cpu_system_seconds,
             found.peak_memory_bytes,
-        ).where(found.task.is_not(None), found.run_seconds.is_not(None))
+        ).where(found.task.is_not(None), found.task != MAIL, found.run_seconds.is_not(None))
 
     @functools.cached_property
     def counts(self) -> Any:
-        return sa.select(jobs.c.queue, jobs.c.state, sa.func.count()).group_by(jobs.c.queue, jobs.c.state)
+        rows = sa.select(jobs.c.queue, jobs.c.state, sa.func.count()).where(jobs.c.priority > _LOWEST)
+        return rows.group_by(jobs.c.queue, jobs.c.state)
 
     @functools.cached_property
     def cancel(self) -> Any:

@@ -6,6 +6,7 @@ Called from one thread, with a connection of its own; what always holds is said 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -100,13 +101,26 @@ class Supervising(Access):
             connection.execute(self._statements.output, written)
         if files := [file for e in endings if e.files and e.key in ended for file in e.files]:
             self._files.insert(connection, files)
+        if notices := [
+            (key, e.notice)
+            for e in endings
+            if e.notice and (key := (e.attempt.job_id, e.attempt.attempt)) in ended
+        ]:
+            self.outbox.add(connection, notices, self._moment(now))
         return ended
 
     def _finish_singly(self, endings: Sequence[Ending], now: datetime | None, error: StoreError) -> set[Key]:
         # by halves: one bad ending among 500 costs some 18 transactions, not 500
         if len(endings) == 1:
             plain = without_details(endings[0], error)
-            return self._transactions.run(lambda connection: self._finish(connection, [plain], now))
+            try:
+                return self._transactions.run(lambda connection: self._finish(connection, [plain], now))
+            except StoreUnavailable:
+                raise
+            except StoreError:
+                # that it has ended is worth more than a mail about it
+                bare = replace(plain, notice=None)
+                return self._transactions.run(lambda connection: self._finish(connection, [bare], now))
         middle = len(endings) // 2
         return self.finish(endings[:middle], now=now) | self.finish(endings[middle:], now=now)
 
@@ -164,6 +178,20 @@ class Supervising(Access):
         found = connection.execute(statement, parameters).all()
         ended = {(row.id, row.attempt) for row in found if row.ended}
         return ended, _claims([row for row in found if not row.ended], limit)
+
+    def claim_mail(self, supervisor: str, *, now: datetime | None = None) -> tuple[list[Claim], float | None]:
+        """Mark the mail that is due first busy and return it; beside it, in how many seconds the next one is due.
+
+        As `claim`, which leaves mails alone.
+        """
+        parameters = {"supervisor": supervisor, "limit": 1, "now": self._moment(now)}
+
+        def work(connection: Connection) -> tuple[list[Claim], float | None]:
+            claims = _claims(connection.execute(self._statements.claim_mails, parameters).all(), 1)
+            due, moment = connection.execute(self._statements.mail_due, {"now": parameters["now"]}).one()
+            return claims, None if due is None else max(0.0, (due - moment).total_seconds())
+
+        return self._transactions.run(work)
 
     def next_due(self, queues: Sequence[str] | None, *, now: datetime | None = None) -> float | None:
         """Return in how many seconds the earliest pending row is due, at least 0; None if none is pending."""

@@ -33,6 +33,7 @@ from .handover import Upgrade
 from .hearing import Hearing
 from .housekeeping import Housekeeping
 from .lease import Lease
+from .mailing import Mailing
 from .molds import FOREVER, targets_of
 from .notify import Notifier
 from .orders import Orders
@@ -80,6 +81,7 @@ class Supervisor:
         self.rows = Rows(self)
         self.wishes = Wishes(self)
         self.housekeeping = Housekeeping(self)
+        self.mailing = Mailing(self)
         self.outage = Outage()
         self.store: Store | None = None
         self.lease: Lease
@@ -130,6 +132,7 @@ class Supervisor:
                     self.renewal.renew(now)
                     self.renewal.rescue(now)
                     self.rows.turn(now)
+                    self.mailing.turn(now)
                     self.wishes.pass_on(now)
                 self.housekeeping.care(now)
                 self.orders.proceed(now)
@@ -216,7 +219,13 @@ class Supervisor:
         self.orders.signals.close()
 
     def next_due(self) -> float:
-        rows = min(self.renewal.renew_at, self.renewal.rescue_at, self.rows.due(), self.wishes.due)
+        rows = min(
+            self.renewal.renew_at,
+            self.renewal.rescue_at,
+            self.rows.due(),
+            self.wishes.due,
+            self.mailing.due(),
+        )
         due = min(
             self.orders.stop_due(), self.upgrade.due, self.notifier.due, max(rows, self.outage.retry_at)
         )
@@ -243,7 +252,7 @@ class Supervisor:
             rate = (self.attempts.ended_count - self.title_count) / max(
                 now - self.title_at + _TITLE_EVERY, _TITLE_EVERY
             )
-            leaving.title(f"supervisor {self.target} [{len(self.attempts.running)} busy, {rate:.0f} done/s]")
+            leaving.title(f"supervisor {self.target} [{self.attempts.busy} busy, {rate:.0f} done/s]")
             self.title_count, self.title_at = self.attempts.ended_count, now + _TITLE_EVERY
 
     def ask(self, work: Callable[[], T]) -> T | None:

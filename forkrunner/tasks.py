@@ -18,6 +18,7 @@ from forkrunner.errors import (
     TaskNotFound,
     UserError,
 )
+from forkrunner.internal import PREFIX
 from forkrunner.options import NAME, OF_CALLS, POLICY, UNSET, check_option, check_run_at
 from forkrunner.payload import Misfit
 from forkrunner.redaction import SECRET_NAMES
@@ -83,6 +84,9 @@ class Task(Generic[P, R]):
     at_most_once: bool
     #: On a reload its jobs leave the old code at their next safe point and go on with the new.
     requeue_on_reload: bool
+    #: Who gets mail about its jobs, and about what; None: as the settings say; empty: nobody, nothing.
+    mail_to: list[str] | None
+    mail_on: list[str] | None
 
     def __init__(self, runner: Runner, function: Callable[P, Any], options: Mapping[str, Any]) -> None:
         """Check the function and the options.
@@ -377,6 +381,13 @@ class Registry(dict[str, "Task[..., Any]"]):
 
         Raises ConfigError when another function has the name.
         """
+        if task.name.startswith(PREFIX):
+            raise ConfigError(
+                f"task {task.name}: names that begin with {PREFIX} are forkrunner's own",
+                name="name",
+                value=task.name,
+                source=None,
+            )
         other = self.get(task.name)
         if other is not None and _place(other.function) != _place(task.function):
             raise ConfigError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from tests.mailing import MailServer
 from tests.servers import PACKAGES, Browser, Memcached, PgBouncer, Postgres, Server, find, tree
 from tests.support import MISSING, REQUIRED, Cli, alive, descendants, kill_all, need, wait_until
 
@@ -39,7 +40,7 @@ _FIXTURES = {
 }
 
 #: Those that run; the check after each test leaves them alone and repairs what a test did to them.
-_servers: list[Server] = []
+_servers: list[Server | MailServer] = []
 
 
 def _need(name: str) -> None:
@@ -88,6 +89,21 @@ def browser() -> Iterator[Server]:
     """Chromium; `browser.open()` gives a fresh one."""
     _need("chromium-driver")
     yield from _serve(Browser())
+
+
+@pytest.fixture(scope="session")
+def _mail_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailServer]:
+    with MailServer(tmp_path_factory.mktemp("mail")) as server:
+        _servers.append(server)
+        yield server
+        _servers.remove(server)
+
+
+@pytest.fixture
+def mail_server(_mail_server: MailServer) -> MailServer:
+    """A mail server that takes whatever comes, and has taken nothing yet."""
+    _mail_server.reset()
+    return _mail_server
 
 
 @pytest.fixture

@@ -271,6 +271,18 @@ class Bed:
             assert (id, last) in starts, story
             assert id in ends, story
 
+    def execute(self, statement: str) -> None:
+        """Change the database behind the store's back."""
+        if self.database.startswith("sqlite"):
+            with contextlib.closing(sqlite3.connect(self.database.removeprefix("sqlite:///"))) as connection:
+                connection.execute(statement)
+                connection.commit()
+            return
+        import psycopg
+
+        with psycopg.connect(self.database.replace("+psycopg", "")) as db:
+            db.execute(statement)
+
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """Ask the database behind the store's back; ids come as text."""
         if self.database.startswith("sqlite"):

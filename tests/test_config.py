@@ -64,13 +64,35 @@ SAMPLES = {
     "runtime_dir": Sample("/run/x", " /run/x", "/run/x", "run/x"),
     "cgroup": Sample("/sys/fs/cgroup/x", " /sys/fs/cgroup/x", "/sys/fs/cgroup/x", "fs/x"),
     "secret_names": Sample(["pin", "iban"], "pin, iban", ("pin", "iban"), "a\tb"),
+    "mail_to": Sample(
+        ["ops@example.org", "Jörg <j@example.org>"],
+        "ops@example.org, Jörg <j@example.org>,",
+        ("ops@example.org", "Jörg <j@example.org>"),
+        "nobody",
+    ),
+    "mail_url": Sample("smtp://h:2525", "smtps://u:pw@h", "smtp://h:2525", "http://u:pw@h"),
+    "mail_from": Sample("jobs@example.org", "jobs@example.org", "jobs@example.org", "a@b.org, c@d.org"),
+    "mail_bounces": Sample("b@example.org", "b@example.org", "b@example.org", "nobody"),
+    "mail_on": Sample(["attempt", "start"], "attempt,start", ("attempt", "start"), "always"),
+    "mail_interval": Sample("1m", "60", 60.0, -1),
+    "mail_cap": Sample(3, "3", 3, 0),
+    "mail_timeout": Sample("1m", "60", 60.0, 0),
+    "mail_retry": Sample(2, "2s", 2.0, 0),
+    "mail_patience": Sample("1h", "1h", 3600.0, 0),
+    "mail_attachments": Sample("1MB", "1MB", 1_000_000, -1),
+    "mail_templates": Sample("/srv/mails", "/srv/mails", "/srv/mails", "mails"),
+    "base_url": Sample("https://x.org/jobs", "https://x.org/jobs", "https://x.org/jobs", "javascript:x"),
     "log_level": Sample("debug", "DEBUG", "debug", "loud"),
     "log_format": Sample("json", "json", "json", "xml"),
     "reload": Sample(True, "on", True, 1),
     "allow_threads": Sample(True, "1", True, 1),
 }
 #: Where the text gives another value than the TOML value does.
-TEXT_VALUES = {"molds": "2,shop:runner=1", "database": "postgresql+psycopg://u:pw@h/d"}
+TEXT_VALUES = {
+    "molds": "2,shop:runner=1",
+    "mail_url": "smtps://u:pw@h",
+    "database": "postgresql+psycopg://u:pw@h/d",
+}
 
 every_setting = pytest.mark.parametrize("name", SETTINGS)
 

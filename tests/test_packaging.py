@@ -37,12 +37,23 @@ LIBRARIES = {
         "wake",
         "migrations",
     }
-    | {"callers", "filerows", "oldrows", "postgresql", "revision", "session", "sqlite", "transactions"},
+    | {
+        "callers",
+        "filerows",
+        "oldrows",
+        "outbox",
+        "postgresql",
+        "revision",
+        "session",
+        "sqlite",
+        "transactions",
+    },
     "fsspec": {"backends"},
     "alembic": {"schema", "revision", "migrations"},
     "psycopg": {"postgresql", "wake"},
     "pymemcache": {"places"},
     "smtplib": {"mail"},
+    "jinja2": {"letter"},
     "click": {"cli", "commands", "invocation", "terminal"},
     "rich": {"terminal", "bars"},
     "setproctitle": {"leaving"},
@@ -69,11 +80,15 @@ FUNCTIONS = {
 
 #: A module imports none from a higher floor (DESIGN section 5).
 FLOORS = [
-    {"errors", "clock", "units", "current", "ids", "job", "records", "describing"},
+    {"errors", "clock", "units", "current", "ids", "internal", "job", "records", "describing"},
     {
+        "addresses",
         "config",
         "kinds",
         "sources",
+        "frames",
+        "mails",
+        "mailurl",
         "events",
         "tasks",
         "options",
@@ -133,6 +148,8 @@ FLOORS = [
         "safepoint",
         "currentjob",
         "session",
+        "outbox",
+        "letter",
         "mail",
         "filerows",
         "oldrows",
@@ -161,7 +178,18 @@ FLOORS = [
         "watch",
     }
     | {"housekeeping", "pruning"}
-    | {"attempts", "hearing", "orders", "renewal", "rows", "waking", "wishes"}
+    | {
+        "attempts",
+        "hearing",
+        "orders",
+        "renewal",
+        "rows",
+        "waking",
+        "wishes",
+        "mailing",
+        "postman",
+        "startmail",
+    }
     | {"hooks", "safety", "loglines", "lifeline", "keeper", "webservers", "alongside"},
     {
         "cli",

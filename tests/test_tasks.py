@@ -784,11 +784,15 @@ def test_options_have_defaults_and_go_to_the_mold_as_json(runner):
         "queue": "default", "max_attempts": 1, "max_crashes": 3, "backoff": 10.0, "backoff_cap": 3600.0,
         "timeout": None, "grace": None, "memory": None, "at_most_once": False,
         "cpu_seconds": None, "open_files": None, "file_size": None, "nice": None, "temporary_folder": False, "requeue_on_reload": False,
+        "mail_to": None,
+        "mail_on": None,
     }  # fmt: skip
     assert b.policy() == {
         "queue": "slow", "max_attempts": 3, "max_crashes": 2, "backoff": [1.0, 10.0, 60.0], "backoff_cap": 3600.0,
         "timeout": 600.0, "grace": 2.0, "memory": 200_000_000, "at_most_once": False,
         "cpu_seconds": 90.0, "open_files": 5, "file_size": 1 << 20, "nice": 19, "temporary_folder": False, "requeue_on_reload": False,
+        "mail_to": None,
+        "mail_on": None,
     }  # fmt: skip
     assert b.priority == -3
 

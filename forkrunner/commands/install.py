@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from forkrunner import clock
+from forkrunner.commands.mail import missing
 from forkrunner.errors import ForkrunnerError, SchemaError
 from forkrunner.invocation import (
     ALL_FLAGS,
@@ -92,6 +93,7 @@ def check(words: tuple[str, ...], as_json: bool) -> int:
         tasks.append({"name": task.name, "call": _signature(task.name, task.function), **task.policy()})
     if not tasks:
         warnings.append(f"{app} has no tasks: nothing can run")
+    warnings += missing(settings, tasks)
     schema = "of this release"
     with open_store(settings) as store:
         try:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 )
 @click.option("--queue", metavar="NAME", help="Only those of this queue.")
 @click.option("--task", metavar="NAME", help="Only those of this task.")
+@click.option("--all", "everything", is_flag=True, help="Also the jobs that send mail.")
 @click.option(
     "--limit", type=click.IntRange(1, 100_000), default=50, metavar="N", help="At most so many.  [50]"
 )
@@ -50,6 +51,7 @@ def list_jobs(
     state: str | None,
     queue: str | None,
     task: str | None,
+    everything: bool,
     limit: int,
     secrets: bool,
     as_json: bool,
@@ -59,7 +61,7 @@ def list_jobs(
 
     settings = find_settings(only_target(words))
     with open_store(settings) as store:
-        found = store.list(state=state, queue=queue, task=task, limit=limit)
+        found = store.list(state=state, queue=queue, task=task, limit=limit, all=everything)
     rows = [*map(as_shown(settings, secrets), found)]
     progress = _progress_of(settings, rows)
     if as_json:

@@ -6,9 +6,11 @@ import os
 
 import click
 
+from forkrunner.errors import ForkrunnerError
 from forkrunner.invocation import (
     ALL_FLAGS,
     FINE,
+    complain,
     flags,
     load_settings,
     need_app,
@@ -51,13 +53,23 @@ def run(words: tuple[str, ...]) -> int:
 
         tie_to(int(keeper))
     # what is wrong with the settings is said before anything heavy is loaded
+    from forkrunner import handover, startmail
     from forkrunner.events import Log
     from forkrunner.supervisor import Supervisor
 
     log = Log(settings.log_level, settings.log_format)
     for warning in settings.warnings:
         log.emit("settings.warning", text=warning)
-    Supervisor(settings, app, log, lambda code: load_settings(target, code)).run()
+    supervisor = Supervisor(settings, app, log, lambda code: load_settings(target, code))
+    trial = handover.VARIABLE in os.environ
+    try:
+        supervisor.run()
+    except ForkrunnerError as error:
+        # the settings that it had by then: some may be in the code
+        told = None if trial else startmail.tell(supervisor.settings, app, error)
+        if told:
+            complain(told)
+        raise
     return FINE
 
 

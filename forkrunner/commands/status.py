@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forkrunner import clock
+from forkrunner.commands.mail import standing_json, standing_words
 from forkrunner.config import Settings
 from forkrunner.invocation import (
     BAD,
@@ -46,6 +47,7 @@ def status(words: tuple[str, ...], check: bool, as_json: bool) -> int:
         return _check_for_supervisor(settings, as_json)
     with open_store(settings) as store:
         supervisors, counts, costs = store.supervisors(), store.counts(), store.costs()
+        mails = store.outbox.standing()
     from forkrunner import jsonpages, terminal
     from forkrunner.job import State
     from forkrunner.keeper import at_work
@@ -56,6 +58,7 @@ def status(words: tuple[str, ...], check: bool, as_json: bool) -> int:
     if as_json:
         rows = [_supervisor_json(row, keeper) for row in supervisors]
         facts = {"database": database, "supervisors": rows, "queues": queues, "tasks": costs}
+        facts["mail"] = standing_json(mails)
         print(jsonpages.to_json(facts))
         return FINE
     print(f"Database  {terminal.short(database)}\n")
@@ -68,6 +71,8 @@ def status(words: tuple[str, ...], check: bool, as_json: bool) -> int:
         _print_queues(queues, costs)
     else:
         print("No jobs.")
+    if lines := standing_words(mails):
+        print("", *lines, sep="\n")
     return FINE
 
 

@@ -1,0 +1,98 @@
+"""The task that sends a mail. Runs in a child like any other task; the mold only holds the function.
+
+One mail, from the tables to a server: seal it (from then on it tells of the same for ever), read what it tells of, put it
+in words (`letter.py`), hand it over (`mail.py`), and write down at once who has it. Whatever ends this process, another
+attempt goes on: whom a server has taken it for is not sent it again. Only where the process dies between the server's
+yes and our note of it, a mail arrives twice, with the same Message-ID.
+"""
+
+from __future__ import annotations
+
+from forkrunner.current import current
+from forkrunner.errors import MailRefused
+from forkrunner.internal import MAIL
+from forkrunner.options import DEFAULTS
+from forkrunner.tasks import Task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from forkrunner.mail import Sent
+    from forkrunner.records import Mail
+    from forkrunner.runner import Runner
+    from forkrunner.store import Store
+
+
+#: So long a mail waits for the files that go with it; then it goes without, seconds.
+_INSIST = 600.0
+
+
+def internal_tasks(runner: Runner) -> Mapping[str, Task[..., Any]]:
+    """Return the tasks that every mold knows beside those of its application."""
+
+    def send(kind: str, task: str, job: str, attempt: int) -> None:
+        # what it tells of is in the table of mails; the arguments are for people who look at the job
+        assert current.job is not None
+        deliver(runner, current.job["id"])
+
+    options = {**DEFAULTS, "name": MAIL, "queue": MAIL, "give_up_on": (MailRefused,)}
+    return {MAIL: Task(runner, send, options)}
+
+
+def deliver(runner: Runner, id: str) -> None:
+    """Send one mail to those who have not got it.
+
+    Raises:
+        MailError: not to all of them; what was done is written down.
+    """
+    import json
+
+    from forkrunner import clock, letter, mail
+    from forkrunner.errors import MailError
+
+    settings, store = runner.settings, runner.store
+    rows = store.outbox.seal(id)
+    if not rows or rows[0].sent_at is not None:
+        return
+    first = rows[0]
+    to = json.loads(first.recipients) or list(settings.mail_to)
+    done = json.loads(first.delivered or "[]")
+    left = [one for one in to if one not in done]
+    if not left:
+        return
+    age = (clock.utc() - first.due_at).total_seconds()
+    late = age > settings.mail_patience
+    try:
+        if settings.mail_url is None:
+            raise MailError("mail_url is not set: there is no way for mail to leave")
+        message = letter.write(letter.gather(runner, store, rows, insist=age < _INSIST), settings, to)
+        sent = mail.send(message, left, settings)
+    except MailRefused:
+        raise
+    except MailError as error:
+        if late:
+            raise MailRefused(f"{error}; given up after {settings.mail_patience:g} s") from error
+        raise
+    _note(store, first, done + sent.taken, left, sent)
+    if sent.refused:
+        words = "; ".join(f"{one}: {why}" for one, (why, _) in sent.refused.items())
+        for_good = late or all(permanent for _, permanent in sent.refused.values())
+        raise (MailRefused if for_good else MailError)(f"not delivered to {words}")
+
+
+def _note(store: Store, first: Mail, done: list[str], left: list[str], sent: Sent) -> None:
+    """Write down who has it; a database that is away is waited for, because the mail must not be sent twice."""
+    from forkrunner.database import pause
+    from forkrunner.errors import StoreUnavailable
+
+    for _ in range(100):
+        try:
+            store.outbox.delivered(first.id, done, all=not sent.refused)
+            return
+        except StoreUnavailable:
+            # the supervisor keeps the ending of this attempt, which says the same, until the database is back
+            if not sent.refused:
+                return
+            pause(0.5)
