@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import stat
+import sys
 import weakref
 from pathlib import Path, PosixPath
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self, cast
@@ -148,9 +149,11 @@ class InputFile(PosixPath):
     def with_segments(self, *parts: str | os.PathLike[str]) -> PosixPath:
         return PosixPath(*parts)
 
-    @classmethod
-    def _from_parsed_parts(cls, *parts: Any) -> Any:  # Python 3.11 asks this one instead
-        return PosixPath._from_parsed_parts(*parts)  # type: ignore[attr-defined]
+    if sys.version_info < (3, 12):
+
+        @classmethod
+        def _from_parsed_parts(cls, *parts: Any) -> Any:  # asked there instead
+            return PosixPath._from_parsed_parts(*parts)  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PosixPath, (os.fspath(self),)
