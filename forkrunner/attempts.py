@@ -162,7 +162,7 @@ class Attempts:
         output = None
         if length := facts.get("output"):  # it stands behind the result
             body, output = body[:-length], body[-length:].decode("utf-8", "replace")
-        files = tuple(File(claim.id, **file) for file in facts.get("files", ()))
+        files = tuple(File(claim.id, **file) for file in facts["files"]) if "files" in facts else ()
         self.keep(
             attempt,
             claim,
