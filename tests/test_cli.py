@@ -248,6 +248,7 @@ def test_help_shows_commands_flags_and_signals(cli: Cli) -> None:
         "pause",
         "resume",
         "log",
+        "replay",
         "files",
         "prune",
         "migrate",
