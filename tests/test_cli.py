@@ -251,6 +251,7 @@ def test_help_shows_commands_flags_and_signals(cli: Cli) -> None:
         "replay",
         "files",
         "prune",
+        "mail",
         "migrate",
         "check",
         "config",
