@@ -358,3 +358,49 @@ def test_mails_into_a_folder(light: Bed, tmp_path: Path):
     wait_until(lambda: list(tmp_path.glob("mails/*.eml")), LONG)
     all_sent(light)
     light.stop(process)
+
+
+# --------------------------------------------------------------------------- the command line
+
+
+def test_a_test_mail_says_whether_it_works(light: Bed, mail_server: MailServer):
+    said = light.cli.run("mail", "jobs:runner", "--test").stdout
+    assert said.strip().endswith("has taken a test mail for ops@example.org")
+    assert mail_server.wait(1)[0].subject == "forkrunner can send mail"
+    mail_server.behave("no-recipient")
+    failed = light.cli.run("mail", "jobs:runner", "--test", status=1)
+    assert "550 5.1.1 no such person here" in failed.stderr
+    failed = light.cli.run(
+        "mail", "jobs:runner", "--test", env={"FORKRUNNER_MAIL_URL": "smtp://127.0.0.1:1"}, status=1
+    )
+    assert failed.stderr.strip() == "forkrunner: smtp://127.0.0.1:1: Connection refused"
+    failed = light.cli.run("mail", "jobs:runner", "--test", env={"FORKRUNNER_MAIL_URL": ""}, status=1)
+    assert "mail_url is not set" in failed.stderr
+
+
+def test_check_names_what_is_missing(light: Bed):
+    for env, words in (
+        ({"FORKRUNNER_MAIL_URL": ""}, "mail_to is set and mail_url is not"),
+        ({}, "mail_from is not set"),
+    ):
+        found = light.cli.run("check", "jobs:runner", "--json", env=env).json
+        assert [line for line in found["warnings"] if words in line]
+
+
+def test_a_supervisor_that_cannot_start_is_told_of_once_in_a_loop(light: Bed, mail_server: MailServer):
+    light.cli.env["FORKRUNNER_MAIL_FROM"] = "jobs@example.org"
+    light.cli.write("import json\nraise RuntimeError('no licence')\n")
+    for _ in range(3):
+        failed = light.cli.run("run", "jobs:runner", status=2)
+        assert "no licence" in failed.stderr
+    (taken,) = mail_server.mails
+    assert taken.subject.startswith("jobs:runner could not start: ")
+    assert "no licence" in taken.subject
+    assert "forkrunner check jobs:runner" in taken.text
+    failed = light.cli.run("run", "jobs:runner", "--mail-interval", "0", status=2)
+    assert "told by mail: ops@example.org" in failed.stderr
+    assert len(mail_server.mails) == 2
+    assert "3 ended alike" in mail_server.mails[1].text
+    down = {"FORKRUNNER_MAIL_URL": "smtp://127.0.0.1:1"}
+    failed = light.cli.run("run", "jobs:runner", "--mail-interval", "0", env=down, status=2)
+    assert "nobody could be told by mail: smtp://127.0.0.1:1: Connection refused" in failed.stderr
