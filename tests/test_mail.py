@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from email.message import EmailMessage
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -21,6 +22,7 @@ from forkrunner.letter import Attachment, Facts
 from forkrunner.sources import load
 from tests.mailing import MailServer, Taken, read
 
+ROOT = Path(__file__).parent.parent
 #: Names, words and code in several scripts; the last is Latin-1 that was read as UTF-8 and back.
 SCRIPTS = ["Schuß 7 – Köln", "撮影データ 日本語", "Ελληνικά и кириллица", "ÄÖ \udce4\udcf6", "🎬 עברית ‏"]
 
@@ -370,3 +372,54 @@ def test_names_of_files_are_names(tmp_path):
         assert letter.file_name(name) == found
         (tmp_path / letter.file_name(name)).touch()
     assert len(os.listdir(tmp_path)) == 7
+
+
+@pytest.mark.slow
+def test_the_page_fits_a_phone_and_a_desk_by_day_and_by_night(browser):
+    """Screenshots to be looked at: build/screenshots/mail-*.png."""
+    folder = ROOT / "build/screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    trace = [('  File "/srv/app/jobs.py", line 12, in convert', True), ("ValueError: " + "x" * 300, False)]
+    found = facts(
+        reason="ValueError: " + "x" * 300,
+        outcome="The task raised ValueError: " + "x" * 300,
+        count=204,
+        last_job=new_id(),
+        arguments=[("source", "y" * 200), ("password", '"***"')],
+        traceback=trace,
+        output="reading\n" + "z" * 300,
+        bill=[("ran", "1.2 s")],
+        link="https://shop.example/jobs/1",
+        command="forkrunner replay " + new_id(),
+        attachments=[Attachment("plate.exr", 10**9, None, "it lies in /srv/storage/" + "9f" * 32)],
+        notes=["Something about the mail itself."],
+    )
+    page = browser.folder / "mail.html"
+    page.write_bytes(read_html(found))
+    page.chmod(0o644)
+    for scheme, dark in (("light", False), ("dark", True)):
+        for width in (390, 1280):
+            driver = browser.open()
+            try:
+                media = [{"name": "prefers-color-scheme", "value": scheme}]
+                size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+                driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+                driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+                driver.get(f"file://{page}")
+                high = driver.execute_script("return document.documentElement.scrollHeight")
+                wide = driver.execute_script("return document.documentElement.scrollWidth")
+                assert wide <= width
+                colour = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+                assert (colour == "rgb(20, 23, 26)") == dark
+                driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size | {"height": high})
+                driver.save_screenshot(str(folder / f"mail-{scheme}-{width}.png"))
+            finally:
+                driver.quit()
+
+
+def read_html(found: Facts) -> bytes:
+    body = letter.write(found, of("file:x"), ["ops@example.org"]).get_body(("html",))
+    assert body is not None
+    data = body.get_payload(decode=True)
+    assert isinstance(data, bytes)
+    return data
