@@ -72,9 +72,8 @@ class Attempts:
         """Hand claimed jobs to the molds."""
         for claim in claims:
             mold = self.supervisor.molds.choose(claim.task)
-            if (
-                mold is None
-            ):  # given back by the next turn, since it does not run; not to be claimed again at once
+            if mold is None:
+                # given back by the next turn, since it does not run; not to be claimed again at once
                 self.supervisor.rows.refused(clock.monotonic())
                 continue
             options = options_of(claim, mold.tasks)
