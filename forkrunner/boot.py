@@ -41,6 +41,7 @@ def main() -> None:
         _enter(boot["folder"])
         watch = Watch()
         runner = load(boot["target"], boot["folder"], boot["preload"], watch)
+        runner.target = boot["target"]
         place = settle(runner, boot, [link], watch)
     except ForkrunnerError as error:
         _send_all(link, channel.pack({"kind": "broken", "error": str(error), **error.facts}))

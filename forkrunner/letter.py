@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from forkrunner.store import Store
 
 OURS = os.path.join(os.path.dirname(__file__), "templates")
+#: What is told of a job that was pruned.
+_GONE = "(the job is not in the database any more)"
 #: Characters of a subject; of a value that stands on one line; of one argument; lines of output that are shown.
 _SUBJECT, _LINE, _VALUE, _OUTPUT_LINES = 180, 500, 4000, 60
 #: Of the others that are told of in a digest.
@@ -207,23 +209,25 @@ def gather(runner: Runner, store: Store, mails: Sequence[Mail], *, insist: bool 
     others = list(mails[1:])
     if mail.kind == "digest":
         facts.count = sum(other.count for other in others)
-        facts.title = f"{facts.count} more have failed" if facts.count != 1 else "One more has failed"
+        verb = "failed" if all(other.kind != "success" for other in others) else "ended"
+        facts.title = f"{facts.count} more have {verb}" if facts.count != 1 else f"One more has {verb}"
         facts.others = [
             Other(one_line(o.task, 200), _reason(store, o, names), o.count, o.job_id)
             for o in others[:_LISTED]
         ]
-        facts.task = f"{len(others)} kinds"
+        facts.task = f"{len(others)} kinds" if len(others) != 1 else "1 kind"
     else:
         facts.title = f"{facts.task} {_VERBS.get(mail.kind, mail.kind)}"
     facts.versions = versions(runner)
     if mail.kind == "digest":
         return facts
     facts.link = _link(runner.settings.base_url, mail.job_id)
-    facts.command = f"forkrunner replay {mail.job_id}"
+    facts.command = _command(runner, "replay", mail)
     try:
         row = store.get(mail.job_id)
     except JobNotFound:
-        facts.notes.append("The job is not in the database any more.")
+        # without its arguments nobody knows what of the reason is a secret
+        facts.reason = facts.outcome = _GONE
         return facts
     secrets = secrets_in(row.arguments, names)
     facts.reason = facts.outcome = one_line(scrub(mail.reason, secrets))
@@ -236,15 +240,22 @@ def gather(runner: Runner, store: Store, mails: Sequence[Mail], *, insist: bool 
         _attach_files(facts, runner, store, insist)
         whole = store.output(mail.job_id, mail.attempt) or (attempt.output_tail if attempt else None)
         if whole:
-            _attach_log(facts, scrub(whole, secrets), runner.settings.mail_attachments)
+            where = f"`{_command(runner, 'log', mail)}` shows it"
+            _attach_log(facts, scrub(whole, secrets), runner.settings.mail_attachments, where)
     return facts
+
+
+def _command(runner: Runner, verb: str, mail: Mail) -> str:
+    # of several applications on one database this may not be the one that has the task
+    application = f"{runner.target} " if runner.target and mail.task in runner.tasks else ""
+    return f"forkrunner {verb} {application}{mail.job_id}"
 
 
 def _reason(store: Store, mail: Mail, names: Sequence[str]) -> str:
     try:
         secrets = secrets_in(store.get(mail.job_id).arguments, names)
     except JobNotFound:
-        return "(the job is not in the database any more)"
+        return _GONE
     return one_line(scrub(mail.reason, secrets))
 
 
@@ -390,12 +401,11 @@ def _attach_files(facts: Facts, runner: Runner, store: Store, insist: bool) -> N
         facts.attachments.append(Attachment(name, file.size, data, where, file.sha256))
 
 
-def _attach_log(facts: Facts, text: str, room: int) -> None:
+def _attach_log(facts: Facts, text: str, room: int, where: str) -> None:
     data = text.encode("utf-8", "backslashreplace")
     packed = gzip.compress(data, mtime=0)
     name = file_name(f"{facts.task}-{facts.job[-12:]}-attempt-{facts.attempt}.log.gz")
     fits = len(packed) <= room
-    where = f"`forkrunner log {facts.job}` shows it"
     facts.attachments.append(
         Attachment(
             name,

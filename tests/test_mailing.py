@@ -128,7 +128,7 @@ def test_one_mail_says_all_that_is_needed(bed: Bed, mail_server: MailServer):
             "ValueError",
             "é日",
             "jobs.py:11 in convert",
-            f"forkrunner replay {job}",
+            f"forkrunner replay jobs:runner {job}",
             name,
             "peak memory",
         ):

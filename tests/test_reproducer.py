@@ -31,14 +31,12 @@ def test_a_broken_upload_is_mailed_with_its_file_and_fails_alike_again(
     assert (
         hashlib.sha256(saved.read_bytes()).digest() == hashlib.sha256((SAMPLES / name).read_bytes()).digest()
     )
-    found = re.search(r"^  (forkrunner replay \S+)", taken.text, re.MULTILINE)
-    assert found
-    assert found[1] == f"forkrunner replay {job}"
+    assert str(taken.message["Subject"]).endswith(f"… [{job}]")
+    (command,) = re.findall(r"^  forkrunner (replay \S+ \S+)", taken.text, re.MULTILINE)
+    assert command == f"replay trackconvert.jobs:runner {job}"
     (database,) = cli.folder.glob("forkrunner-demo-*/*.db")
     again = cli.run(
-        "replay",
-        "trackconvert.jobs:runner",
-        job,
+        *command.split(),
         env={"FORKRUNNER_DATABASE": f"sqlite:///{database}"},
         status=None,
     )
