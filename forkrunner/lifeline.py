@@ -237,6 +237,12 @@ def _leads_to(name: str, path: str | None) -> bool:
     """Say whether importing that name would load that file."""
     if path is None or name == "__main__":
         return False
+    stem = os.path.splitext(os.path.basename(path))[0]
+    if stem == "__init__":
+        stem = os.path.basename(os.path.dirname(os.path.abspath(path)))
+    if name.rpartition(".")[2] != stem:
+        # uWSGI loads site.py as uwsgi_file_site, and what is loaded already can be found under any name
+        return False
     from importlib.util import find_spec
 
     try:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _ENDPOINT = frozenset({"ProgressApp", "progress_app", "public_error"})
 #: Says whether to start, over what the code says.
 VARIABLE = "FORKRUNNER_START"
+_YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _DJANGO = frozenset({"runserver", "runserver_plus", "testserver"})
 #: Programs that import a site for many things → those among them that serve it.
 _COMMANDS: dict[str, frozenset[str]] = {
@@ -78,11 +79,15 @@ def start(runner: Runner, target: str | None = None, start: bool | None = None) 
         lifeline = Lifeline(runner, target, folder or runner.folder)
         lifeline.hold()
     except (ConfigError, OSError) as error:
-        sys.stderr.write(f"forkrunner is not started with the web server: {error}\n")
+        _tell(error)
         return False
     runner.lifeline = lifeline
     os.register_at_fork(after_in_child=lifeline.after_fork)
     return True
+
+
+def _tell(why: object) -> None:
+    sys.stderr.write(f"forkrunner is not started with the web server: {why}\n")
 
 
 def _is_wanted(start: bool | None) -> bool:
@@ -90,7 +95,9 @@ def _is_wanted(start: bool | None) -> bool:
         return False
     said = os.environ.get(VARIABLE, "").strip().lower()
     if said:
-        return said not in ("0", "false", "no", "off")
+        if said not in _YES + _NO:
+            _tell(f"{VARIABLE}: expected 1 or 0, got {said!r}")
+        return said in _YES
     return start if start is not None else not _is_no_server()
 
 
@@ -103,9 +110,15 @@ def _is_no_server() -> bool:
         "_pytest" in sys.modules
         or hasattr(sys, "ps1")
         or bool(sys.flags.interactive)
-        or "IPython" in sys.modules
+        or _is_ipython()
         or (name in _COMMANDS and _COMMANDS[name].isdisjoint(sys.argv[1:]))
     )
+
+
+def _is_ipython() -> bool:
+    # that it is imported says nothing: an application may do that
+    running = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return running is not None and running() is not None
 
 
 class Mounted:

@@ -48,6 +48,20 @@ if __name__ == "__main__":
 
     WSGIServer(app).run()
 """
+#: Instead of an application beside the site.
+OWN = """
+import sys
+import types
+
+from forkrunner import Runner
+
+sys.modules["IPython"] = types.ModuleType("IPython")
+runner = Runner()
+
+@runner.task
+def which():
+    return "of the site"
+"""
 #: Behind the site, for tools that ask for more than a WSGI application.
 IMPORTED = """
 from flask import Flask
@@ -491,6 +505,7 @@ def test_a_supervisor_that_keeps_dying_is_started_ever_more_rarely(bed: Bed) -> 
     ("site", "env"),
     [
         ("start(runner)", {"FORKRUNNER_START": "0"}),
+        ("start(runner)", {"FORKRUNNER_START": "maybe"}),
         ("start(runner, start=False)", {}),
         ("import sys; sys.ps1 = '>>> '; start(runner)", {}),
         ("import sys; sys.modules['_pytest'] = sys; start(runner)", {}),
@@ -506,6 +521,14 @@ def test_where_it_is_not_wanted_nothing_starts(bed: Bed, site: str, env: dict[st
     assert not bed.runtime.exists()
     web.process.signal(signal.SIGTERM)
     web.process.wait_gone(LONG)
+
+
+def test_a_runner_in_the_file_that_uwsgi_loads_under_a_name_of_its_own(bed: Bed) -> None:
+    """And with IPython imported, which by itself is no shell."""
+    bed.cli.write(SITE.replace("from jobs import runner, which", OWN), "site1.py")
+    web = Web(bed, wheel())
+    assert result(bed, web.get("/job")) == '"of the site"'
+    web.stop()
 
 
 #: Django's: how a project's own looks that has one file.
