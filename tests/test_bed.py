@@ -37,8 +37,9 @@ def run_pytest(
     """Run this test bed over one file of tests, in a folder beside it."""
     tests = folder / "tests"
     tests.mkdir()
-    for name in ("__init__.py", "conftest.py", "servers.py", "support.py", "nursery.py"):
-        (tests / name).symlink_to(ROOT / "tests" / name)
+    for path in (ROOT / "tests").glob("*.py"):
+        if not path.name.startswith("test_"):
+            (tests / path.name).symlink_to(path)
     (folder / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")
     (tests / "test_it.py").write_text(source)
     return subprocess.run(

@@ -154,8 +154,8 @@ def test_what_the_readme_says_is_what_happens(reader):
             reader.read(block)
     reader.close()
     # a block that is never read would be a page that nobody checks
-    assert len([block for block in found if block.reason]) == 5
-    assert {block.kind for block in found} == {"python", "console", "html"}
+    assert len([block for block in found if block.reason]) == 6
+    assert {block.kind for block in found} == {"python", "console", "html", "toml"}
     assert len(found) >= 10
 
 

@@ -187,7 +187,7 @@ def test_usr2_to_a_release_that_hangs(sqlite_bed: Bed) -> None:
     """A second USR2 meanwhile is ignored, and a TERM ends the trial too."""
     bed = sqlite_bed
     supervisor = bed.start(env=_install(bed.folder))
-    _change(bed.folder, "cli.py", "from __future__", "import time; time.sleep(1000)\nfrom __future__")
+    _change(bed.folder, "cli.py", "import click\n", "import time; time.sleep(1000)\n")
     supervisor.signal(signal.SIGUSR2)
     supervisor.wait_log("is tried first", LONG)
     supervisor.signal(signal.SIGUSR2)

@@ -134,7 +134,7 @@ def gunicorn(worker: str, workers: int, *, preload: bool = False) -> Kind:
         "--bind",
         "127.0.0.1:{port}",
         "--no-control-socket",
-        "--timeout=4",
+        "--timeout=3",
     ]
     flags += ["--graceful-timeout", "3", "--preload"] if preload else ["--graceful-timeout", "3"]
     return Kind(("-m", "gunicorn", *flags, "site1:app"), workers, reloads_pages=not preload)
