@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from . import clock
 from .ids import first_after
+from .internal import LOWEST
 from .job import State
-from .schema import ID, attempts, files, jobs, outputs
+from .schema import ID, attempts, files, jobs, mails, outputs
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -72,6 +73,7 @@ class OldRows:
         well = jobs.c.state.in_([State.DONE.value, State.CANCELLED.value])
         return sa.and_(
             jobs.c.id < sa.bindparam("made", type_=ID),
+            jobs.c.id.not_in(_told_of()),
             sa.or_(
                 sa.and_(well, jobs.c.finished_at < until),
                 sa.and_(jobs.c.state == State.FAILED.value, jobs.c.finished_at < until_failed),
@@ -94,3 +96,24 @@ class OldRows:
         ids = sa.bindparam("ids", expanding=True, type_=ID)
         own = [table.c.job_id for table in (attempts, outputs, files)]
         return [sa.delete(column.table).where(column.in_(ids)) for column in (*own, jobs.c.id)]
+
+
+def _told_of() -> sa.CompoundSelect[tuple[str]]:
+    """Select the jobs that a mail which is not sent yet tells of: it has to show them, their output and their files.
+
+    Read once for a batch. It starts from the jobs of mails that wait, which an index has and which are few.
+    """
+    sender, digest = jobs.alias("sender"), mails.alias("digest")
+    live = sa.or_(sender.c.state == State.PENDING.value, sender.c.state == State.BUSY.value)
+    waiting = sa.and_(live, sender.c.priority == LOWEST)
+    own = sa.join(sender, mails, mails.c.id == sender.c.id)
+    # no index has `told_in`: the mails are read through only where a digest waits
+    others = sa.join(sender, digest, sa.and_(digest.c.id == sender.c.id, digest.c.kind == "digest"))
+    others = others.join(mails, mails.c.told_in == digest.c.id)
+    return sa.union_all(
+        *(
+            sa.select(told).select_from(source).where(waiting)
+            for source in (own, others)
+            for told in (mails.c.job_id, mails.c.last_job_id)
+        )
+    )

@@ -4,11 +4,13 @@ Used by `store.py`, which gives the transaction that writes an ending, and throu
 What always holds:
 
 1. A mail is made in the transaction that writes the ending, with the job that will send it: both or neither.
-2. Of each fingerprint at most one mail is open; what fails alike is counted into it, and makes no other.
+2. Of each fingerprint at most one mail is open; what fails alike is counted into it, and makes no other. One whose job
+   is neither pending nor busy any more will not be sent by itself: it is closed, and what fails alike makes a new one.
 3. A mail that is sealed tells of the same for ever, so that sending it again sends the same.
 4. A mail of a fingerprint is due no sooner than its interval after the one before it was sealed.
 5. In any hour at most `cap` mails are due; what is more is told of in one that is due when an hour has room for it. Of
    several supervisors each may see room for the last one.
+6. While a mail waits, the jobs that it tells of first and last are not pruned: see `oldrows.py`.
 """
 
 from __future__ import annotations
@@ -38,6 +40,9 @@ Key = tuple[str, int]
 
 _COLUMNS = tuple(column.name for column in mails.columns)
 _HOUR = timedelta(hours=1)
+#: States of a mail's job in which it has not been sent and will not be by itself.
+_GIVEN_UP = (State.FAILED.value, State.CANCELLED.value)
+_CLEARED = ("finished_at", "error", "cancel_at", "cancel_reason", "cancel_actor")
 #: What a digest of all that was over the cap has as its fingerprint, before its recipients.
 _OVER = "over the cap"
 
@@ -50,7 +55,7 @@ class Standing:
     waiting: int
     #: When the oldest of those was made.
     since: datetime | None
-    #: Given up: their jobs have failed, and `retry` sends them again.
+    #: Given up: their jobs have failed or were cancelled, and `again` sends them again.
     undeliverable: int
     #: Ids of the newest of those.
     ids: tuple[str, ...]
@@ -136,6 +141,8 @@ class Outbox:
             "count": count,
             "now": now,
         }
+        dead = {"alike": fingerprint, "interval": -notice.interval, "now": now}
+        connection.execute(self._close, dead)
         found: str = connection.execute(self._insert, values).scalar_one()
         return found == notice.id
 
@@ -198,7 +205,7 @@ class Outbox:
             return Standing(
                 sum(number for number, _ in waiting),
                 min((since for _, since in waiting), default=None),
-                by_state.get(State.FAILED, (0, None))[0],
+                sum(by_state[state][0] for state in _GIVEN_UP if state in by_state),
                 tuple(id for id, _ in failed),
                 sent,
                 connection.execute(self._why).scalar(),
@@ -217,6 +224,20 @@ class Outbox:
         return clock.utc() if now is None and self._database.host_clock else now
 
     # -- the statements
+
+    @functools.cached_property
+    def _close(self) -> Any:
+        # as if it had been sealed an interval ago: nobody got it, so that the next one has not to wait for it
+        interval = sa.bindparam("interval", type_=sa.Double)
+        return (
+            sa.update(mails)
+            .where(
+                mails.c.fingerprint == sa.bindparam("alike", type_=sa.Text),
+                mails.c.sealed_at.is_(None),
+                ~_on_its_way(),
+            )
+            .values(sealed_at=self._database.later(self._database.now, interval))
+        )
 
     @functools.cached_property
     def _insert(self) -> Any:
@@ -309,7 +330,10 @@ class Outbox:
 
     @functools.cached_property
     def _forget(self) -> Any:
-        old = sa.select(mails.c.id).where(mails.c.sealed_at < sa.bindparam("before", type_=Time)).limit(5000)
+        before = sa.bindparam("before", type_=Time)
+        # nothing has failed alike since, which would have closed it
+        dead = sa.and_(mails.c.sealed_at.is_(None), mails.c.last_at < before, ~_on_its_way())
+        old = sa.select(mails.c.id).where(sa.or_(mails.c.sealed_at < before, dead)).limit(5000)
         return sa.delete(mails).where(mails.c.id.in_(old)).returning(mails.c.id)
 
     @functools.cached_property
@@ -320,7 +344,7 @@ class Outbox:
     @functools.cached_property
     def _undeliverable(self) -> Any:
         rows = sa.select(mails.c.id, jobs.c.error).join_from(mails, jobs, jobs.c.id == mails.c.id)
-        return rows.where(*_unsent(), jobs.c.state == str(State.FAILED)).order_by(mails.c.id.desc()).limit(20)
+        return rows.where(*_unsent(), jobs.c.state.in_(_GIVEN_UP)).order_by(mails.c.id.desc()).limit(20)
 
     @functools.cached_property
     def _why(self) -> Any:
@@ -336,14 +360,13 @@ class Outbox:
         lost = sa.select(mails.c.id).where(*_unsent())
         return (
             sa.update(jobs)
-            .where(jobs.c.id.in_(lost), jobs.c.state == str(State.FAILED), jobs.c.priority == LOWEST)
+            .where(jobs.c.id.in_(lost), jobs.c.state.in_(_GIVEN_UP), jobs.c.priority == LOWEST)
             .values(
                 state=str(State.PENDING),
                 run_at=self._database.now,
                 tries=0,
                 crashes=0,
-                finished_at=sa.null(),
-                error=sa.null(),
+                **dict.fromkeys(_CLEARED, sa.null()),
             )
             .returning(jobs.c.id)
         )
@@ -359,6 +382,15 @@ def _counted() -> tuple[sa.ColumnElement[bool], ...]:
         mails.c.due_at > sa.bindparam("hour", type_=Time),
         mails.c.told_in.is_(None),
         mails.c.id != sa.bindparam("mail", type_=ID),
+    )
+
+
+def _on_its_way() -> sa.ColumnElement[bool]:
+    """Say whether the job that sends a mail, or the one in which it is told of, is pending or busy."""
+    sender = jobs.alias("sender")
+    return sa.exists().where(
+        sender.c.id == sa.func.coalesce(mails.c.told_in, mails.c.id),
+        sender.c.state.in_([State.PENDING.value, State.BUSY.value]),
     )
 
 

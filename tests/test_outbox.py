@@ -18,6 +18,9 @@ from forkrunner.store import Store
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, 1, tzinfo=UTC)
 INTERVAL = 600.0
+#: When all that has an id of today is old.
+AGES = datetime(2100, 1, 1, tzinfo=UTC)
+FIRST = "00000000-0000-0000-0000-000000000000"
 
 
 def later(seconds: float) -> datetime:
@@ -41,7 +44,7 @@ def notice(fingerprint: str = "f", *, cap: int = 30, **facts) -> Notice:
 
 def fail(store: Store, *notices: Notice | None, now: datetime = NOW, twice: bool = False) -> list[str]:
     """Let a job fail for each notice, all in one transaction; return their ids."""
-    ids = [str(uuid.uuid4()) for _ in notices]
+    ids = [new_id() for _ in notices]
     store.enqueue([New(id, "convert", "default", "{}") for id in ids], now=now)
     assert len(store.claim("a", len(ids), None, now=now)) == len(ids)
     endings = [
@@ -253,3 +256,103 @@ def test_old_mails_are_forgotten(store):
     assert store.outbox.forget(timedelta(days=1), now=later(86_400 * 2)) == 1
     assert store.outbox.seal(first.id, now=NOW) == []
     assert len(store.outbox.seal(second.id, now=NOW)) == 1
+
+
+def give_up(store: Store, id: str, how: str) -> None:
+    """Let the job of a mail end, or go, before it has sealed its mail."""
+    if how == "cancelled":
+        store.cancel(id, now=NOW)
+        return
+    (claim,), _ = store.claim_mail("a", now=NOW)
+    assert claim.id == id
+    ending = Ending(Attempt(id, 1, Outcome.CRASHED, "a", finished_at=NOW), Next(State.FAILED, 1, 1))
+    store.finish([ending], now=NOW)
+    if how == "pruned":
+        assert store.delete_old(1, 1, after=FIRST, limit=10, now=AGES).jobs == 2
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed", "pruned"])
+def test_a_mail_that_was_given_up_before_it_was_sealed_takes_no_more_failures(store, how):
+    one, two = notice(), notice()
+    fail(store, one)
+    give_up(store, one.id, how)
+    (job,) = fail(store, two, now=later(3))
+    row = jobs_of(store)[-1]
+    assert (row.id, row.state, row.run_at) == (two.id, State.PENDING, later(3)), "a new one, at once"
+    fail(store, notice(), now=later(4))
+    assert jobs_of(store)[-1].id == two.id
+    (mail,) = store.outbox.seal(two.id, now=later(5))
+    assert (mail.count, mail.job_id) == (2, job)
+    # the interval counts from what was sent, not from what was not
+    fail(store, notice(), now=later(6))
+    assert jobs_of(store)[-1].run_at == later(5 + INTERVAL)
+
+
+def test_a_mail_given_up_does_not_shorten_the_interval(store):
+    fail(store, notice())
+    store.outbox.seal(jobs_of(store)[0].id, now=NOW)
+    fail(store, notice(), now=later(1))
+    store.cancel(jobs_of(store)[-1].id, now=later(2))
+    fail(store, notice(), now=later(3))
+    assert jobs_of(store)[-1].run_at == later(INTERVAL)
+
+
+def test_what_was_over_the_cap_is_mailed_when_its_digest_was_cancelled(store):
+    fail(store, notice("1", cap=1))
+    fail(store, notice("2", cap=1), now=later(1))
+    old = jobs_of(store)[-1].id
+    store.cancel(old, now=later(2))
+    fail(store, notice("2", cap=1), now=later(3))
+    new = jobs_of(store)[-1]
+    assert (new.id == old, new.state) == (False, State.PENDING)
+    head, told = store.outbox.seal(new.id, now=new.run_at)
+    assert (head.kind, told.fingerprint, told.count) == ("digest", "2", 1)
+
+
+def test_a_cancelled_mail_is_undeliverable_and_can_be_sent_again(store):
+    one = notice()
+    fail(store, one)
+    store.cancel(one.id, "wrong address", actor="somebody", now=NOW)
+    found = store.outbox.standing(now=NOW)
+    assert (found.waiting, found.undeliverable, found.ids) == (0, 1, (one.id,))
+    assert store.outbox.again(now=NOW) == [one.id]
+    found = store.outbox.standing(now=NOW)
+    assert (found.waiting, found.undeliverable) == (1, 0)
+    row = store.get(one.id)
+    assert (row.state, row.cancel_at, row.cancel_reason) == (State.PENDING, None, None)
+    # it is open again
+    fail(store, notice(), now=later(1))
+    assert [row.id for row in jobs_of(store)] == [one.id]
+
+
+def test_what_was_given_up_and_never_sealed_is_forgotten_too(store):
+    fail(store, notice("f"), notice("g"))
+    first, second = jobs_of(store)
+    store.cancel(first.id, now=NOW)
+    assert store.outbox.forget(timedelta(days=1), now=later(86_400 * 2)) == 1
+    assert store.outbox.seal(first.id, now=NOW) == []
+    assert len(store.outbox.seal(second.id, now=NOW)) == 1
+
+
+def test_what_a_waiting_mail_tells_of_is_not_pruned(store):
+    def pruned() -> int:
+        counted = store.count_old(3600, 3600, now=AGES)
+        assert store.delete_old(3600, 3600, after=FIRST, limit=10, now=AGES).jobs == counted
+        return counted
+
+    # the second one of "1" is neither first nor last; "2" is told of in a digest
+    first, _, last = fail(store, notice("1", cap=1), notice("1", cap=1), notice("1", cap=1))
+    (over,) = fail(store, notice("2", cap=1), now=later(1))
+    mail, digest = jobs_of(store)
+    assert pruned() == 1
+    assert {row.id for row in store.list()} == {first, last, over}
+    # busy
+    (claim,), _ = store.claim_mail("a", now=NOW)
+    assert (claim.id, pruned()) == (mail.id, 0)
+    store.outbox.seal(mail.id, now=NOW)
+    sent = Ending(Attempt(mail.id, 1, Outcome.DONE, "a", finished_at=NOW), Next(State.DONE, 1, 0))
+    store.finish([sent], now=NOW)
+    assert pruned() == 3, "the mail's own row with them"
+    assert {row.id for row in store.list(all=True)} == {digest.id, over}
+    store.cancel(digest.id, now=NOW)
+    assert pruned() == 2
