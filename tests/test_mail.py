@@ -192,7 +192,11 @@ def test_nothing_of_a_job_gets_into_the_headers_the_envelope_or_the_page(
         "text/html",
         "application/octet-stream",
     ]
-    subject = letter.one_line(f"{found.title}: {found.reason} [{found.job}]", 180)
+    # the id is there whatever stands before it
+    title = letter.one_line(found.title, 60)
+    reason = letter.one_line(found.reason, 123 - len(title))
+    subject = letter.one_line(f"{title}: {reason} [{found.job}]", 180)
+    assert found.job in subject
     assert taken.subject == subject.replace("=?", "= ?")
     ((filename, content),) = taken.files.items()
     assert (filename, content) == (letter.file_name(name), b"\r\n.")
