@@ -56,9 +56,14 @@ class Signals:
         ]
 
     def close(self) -> None:
+        """Stop queueing: the work is done, and a signal that asks for its end again changes nothing.
+
+        Ignored, not reset: the interpreter's own end would give handled signals back their defaults, and one that
+        came then would make a death by signal of an orderly end. SIGCHLD is ours, and ignored it loses exit statuses.
+        """
         signal.set_wakeup_fd(-1)
         for number in self.numbers:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
         os.close(self._read)
         os.close(self._write)
 

@@ -233,9 +233,10 @@ class Process:
 
     def signal(self, signum: int) -> None:
         """Send a signal to the command itself, not to what is below it."""
-        # Its pid cannot be anybody else's before the nursery has reaped it, which it then says.
+        # Its pid cannot be anybody else's before the nursery has reaped it, which it then says; or is about to.
         if self.running:
-            os.kill(self.pid, signum)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
 
     def wait(self, timeout: float = LONG) -> int:
         """Return the exit status of the command; negative: the signal that killed it."""

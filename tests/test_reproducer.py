@@ -31,7 +31,9 @@ def test_a_broken_upload_is_mailed_with_its_file_and_fails_alike_again(
     assert (
         hashlib.sha256(saved.read_bytes()).digest() == hashlib.sha256((SAMPLES / name).read_bytes()).digest()
     )
-    assert str(taken.message["Subject"]).endswith(f"… [{job}]")
+    subject = str(taken.message["Subject"])
+    assert subject.startswith("convert failed: UserError: broken.txt:9: expected y to be a number")
+    assert subject.endswith(f" [{job}]")
     (command,) = re.findall(r"^  forkrunner (replay \S+ \S+)", taken.text, re.MULTILINE)
     assert command == f"replay trackconvert.jobs:runner {job}"
     (database,) = cli.folder.glob("forkrunner-demo-*/*.db")

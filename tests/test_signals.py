@@ -122,6 +122,15 @@ def test_term_five_times(sqlite_bed: Bed) -> None:
     assert [attempt.outcome for attempt in row.attempts] == [Outcome.LOST]
 
 
+def test_term_until_it_is_gone(sqlite_bed: Bed) -> None:
+    """An orderly end stays one, also for a signal that comes while the interpreter itself ends."""
+    bed = sqlite_bed
+    supervisor = bed.start()
+    while supervisor.running:
+        supervisor.signal(signal.SIGTERM)
+    bed.stop(supervisor)
+
+
 # -------------------------------------------------------------------------------- INT, QUIT
 
 
