@@ -39,6 +39,7 @@ EVENTS: dict[str, Event] = {
     "settings.fixed": Event("warning", "{setting} stays {value}: another value counts from the next start on"),
     "keeper.again": Event("error", "the supervisor has ended ({how}): it is started again, after {seconds:g} s"),
     "keeper.renewed": Event("info", "generation {generation} of the web server ({why}): the code is imported anew, running jobs go on"),
+    "keeper.replaced": Event("info", "the web server has other settings, another folder or environment: a new supervisor for new jobs, running jobs have the grace period"),
     "keeper.alone": Event("info", "the web server has ended: stopping"),
     "keeper.other": Event("error", "{other} is not run: {target} is, on the same database and host; the setting `molds` takes both"),
     "mold.up": Event("info", "mold {generation} is up: {tasks} tasks, {seconds:.2f} s (pid {pid})"),

@@ -22,12 +22,13 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import clock, identity, leaving, process
+from . import clock, identity, leaving, process, surroundings
 from .changes import Changes
 from .events import Log
 from .lifeline import VARIABLE, names, send
 from .places import place
 from .signals import Poll, Signals
+from .surroundings import Surroundings
 from .webservers import Servers, Who
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ _GATHER = 0.1
 _INSIST = 10.0
 #: Where pidfds are not to be had, between two looks, seconds.
 _LOOK = 0.5
-_LARGEST = 1 << 20
 
 SIGNALS: dict[int, str] = {
     signal.SIGTERM: "on_stop",
@@ -71,6 +71,7 @@ class Keeper:
         self.signals = Signals(SIGNALS)
         self.poll.watch(self.signals.fileno())
         self.servers = Servers(self.poll)
+        self.surroundings = Surroundings()
         self.command: dict[str, Any] | None = None
         #: What tells one start of a web server from another, for those that were met.
         self.known: set[str] = set()
@@ -92,14 +93,14 @@ class Keeper:
 
     def run(self, words: bytes) -> None:
         process.adopt_orphans()
-        self.hear(words, clock.monotonic())
+        self.hear(words, [], clock.monotonic())
         while not self.finished:
             ready = self.poll.wait(self.next_due() - clock.monotonic())  # the only line that blocks
             now = clock.monotonic()
             for number in self.signals.take():
                 getattr(self, SIGNALS[number])(number, now)
+            self.look(ready, now)  # before who comes next: is it the only one?
             self.listen(now)
-            self.look(ready, now)
             self.renew(now)
             self.stop(now)
             self.start(now)
@@ -195,26 +196,33 @@ class Keeper:
         heard = False
         while True:
             try:
-                words = self._socket.recv(_LARGEST)
+                words, output = surroundings.receive(self._socket)
             except OSError:
                 return heard
             heard = True
-            self.hear(words, now)
+            try:
+                self.hear(words, output, now)
+            finally:
+                for fd in output:
+                    os.close(fd)
 
-    def hear(self, words: bytes, now: float) -> None:
-        """Take note of a web process, and of whether it is of a new generation."""
+    def hear(self, words: bytes, output: list[int], now: float) -> None:
+        """Take note of a web process, and of whether it is of a new generation; `output`: its own, if it sent that."""
         try:
             hello = json.loads(words)
             who = Who(*hello["process"])
             master = Who(*hello["master"]) if hello["master"] else None
             command, files, server = hello["command"], hello["files"], hello["server"]
             form, daemon_until = hello["log"], now + _DAEMON if hello["forked"] else 0.0
+            variables = hello.get("variables")
         except (ValueError, KeyError, TypeError):
             return  # another release's, which will speak to its own keeper when this one is gone
         # uWSGI's master keeps its pid when it becomes itself anew
         again = who in self.servers.clients and server not in self.known
         # of a pool in which each is a program of its own: FastCGI, Passenger
         pooled = not again and master is None and self.servers.has_lone()
+        is_new = server not in self.known and not pooled
+        is_only = not self.servers.serving
         if not again and not self.servers.add(who, master, daemon_until):
             return
         self.stop_at = self.idle_at = FOREVER
@@ -225,16 +233,24 @@ class Keeper:
             self.changes.add(files)
         elif command["target"] != self.command["target"]:
             self.log.emit("keeper.other", other=command["target"], target=self.command["target"])
-        elif not self.supervisor:
-            self.command, self.start_at, self.young_deaths = command, now, 0
-        elif command != self.command:
-            # a new environment or folder is nothing that a new mold could take over
-            self.command, self.why = command, "another folder or environment"
-            self.leave()
-        elif server not in self.known and not pooled:
-            self.why, self.renew_at = "a web server has started", min(self.renew_at, now + _GATHER)
-        else:  # a worker: of new code, if the files say so
-            self.renew_at = min(self.renew_at, now + _GATHER)
+        else:
+            # of one that starts beside another, as a site's second instance does, new code is all that is taken
+            moved = (
+                is_new and is_only and variables is not None and self.surroundings.differ(variables, output)
+            )
+            if moved:
+                self.surroundings.take(variables, output)
+            if not self.supervisor:
+                self.command, self.start_at, self.young_deaths = command, now, 0
+            elif moved or command != self.command:
+                # nothing that a new mold could take over
+                self.command, self.log = command, Log(*form)
+                self.log.emit("keeper.replaced")
+                self.leave()
+            elif is_new:
+                self.why, self.renew_at = "a web server has started", min(self.renew_at, now + _GATHER)
+            else:  # a worker: of new code, if the files say so
+                self.renew_at = min(self.renew_at, now + _GATHER)
         if self.changes is not None:
             self.changes.add(files)
         self.known.add(server)
@@ -292,13 +308,10 @@ class Keeper:
         if now < self.start_at or self.command is None:
             return
         self.start_at = FOREVER
-        settings = self.command["settings"]
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("FORKRUNNER_")
-        }
+        environment = self.surroundings.variables | self.command["settings"]
         if self.command["path"]:
             environment["PYTHONPATH"] = self.command["path"]
-        environment |= settings | {PARENT: str(os.getpid()), "PWD": self.command["folder"]}
+        environment |= {PARENT: str(os.getpid()), "PWD": self.command["folder"]}
         argv = [self.command["python"], "-m", "forkrunner", "run", self.command["target"]]
         try:
             with process.Inside(self.command["folder"]):
@@ -360,7 +373,7 @@ def _lock(path: str) -> int | None:
 
 def main() -> None:
     """Become the keeper, or tell the one that there is what we were given."""
-    home, words = sys.argv[1], os.environ.pop(VARIABLE, "").encode()
+    home, words = sys.argv[1], os.environ.pop(VARIABLE, "{}")
     # what the web server has left open to us
     os.closerange(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") > 0 else 65536)
     try:
@@ -368,11 +381,11 @@ def main() -> None:
         identity.private_folder(home)
         end = clock.monotonic() + _INSIST
         while (lock := _lock(names(home)[0])) is None:
-            if send(home, words) or clock.monotonic() >= end:
+            if send(home, json.loads(words)) or clock.monotonic() >= end:
                 return
             Poll().wait(0.02)
     except OSError as error:
         print(f"forkrunner is not started with the web server: {error}", file=sys.stderr)  # noqa: T201
         return
     leaving.title("keeper")
-    Keeper(home, lock).run(words)
+    Keeper(home, lock).run(words.encode())

@@ -19,7 +19,7 @@ import sys
 from _thread import allocate_lock
 from typing import TYPE_CHECKING, Any
 
-from . import clock, identity, process
+from . import clock, identity, process, surroundings
 from .errors import TargetError
 from .places import place
 
@@ -33,9 +33,6 @@ _CODE = "from forkrunner.keeper import main; main()"
 _PATIENCE = 1.0
 #: A module's file is told for that the keeper looks at it; of more the folder of the application is enough.
 _MOST_FILES = 500
-#: Of the web server alone: a supervisor that had them would notify its service manager, or take its sockets.
-_NOT_OURS = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",
-             "GUNICORN_FD", "GUNICORN_PID", "WERKZEUG_SERVER_FD", "WERKZEUG_RUN_MAIN", "RUN_MAIN")  # fmt: skip
 
 
 def names(home: str) -> tuple[str, str, str]:
@@ -44,7 +41,7 @@ def names(home: str) -> tuple[str, str, str]:
     return f"{stem}.lock", f"{stem}.sock", f"{stem}.json"
 
 
-def send(home: str, words: bytes) -> bool:
+def send(home: str, words: dict[str, Any]) -> bool:
     """Say something to the keeper, without waiting; False if there is none, or it has no time."""
     import _socket  # the bare one, whatever a web server has put in the place of `socket`
 
@@ -60,7 +57,7 @@ def send(home: str, words: bytes) -> bool:
     try:
         sock.setblocking(False)
         # the path of a socket has 107 bytes at most, a runtime folder may be longer
-        sock.sendto(words, f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+        surroundings.send(sock, f"/proc/self/fd/{folder}/{os.path.basename(path)}", words)
     except OSError:
         return False
     finally:
@@ -102,12 +99,11 @@ class Lifeline:
         self._asked = clock.monotonic()
         words = self._hello()
         if not send(self.home, words):
-            environment = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
             path = self._words["command"]["path"]
             argv = [self._words["command"]["python"], "-c", _CODE, self.home]
             process.spawn_away(
                 argv,
-                environment | {"PYTHONPATH": path, VARIABLE: words.decode()},
+                surroundings.inherited() | {"PYTHONPATH": path, VARIABLE: json.dumps(words)},
                 self._words["command"]["folder"],
             )
 
@@ -129,19 +125,16 @@ class Lifeline:
         self._words["forked"] = True
         send(self.home, self._hello())
 
-    def _hello(self) -> bytes:
+    def _hello(self) -> dict[str, Any]:
         pid, parent = os.getpid(), os.getppid()
         image = identity.image(pid)
         # a fork that is no other program: its parent is the server's master, and with it the server ends
         is_worker = identity.image(parent) == image or _is_spawned_worker()
-        return json.dumps(
-            self._words
-            | {
-                "process": [pid, identity.start_ticks(pid)],
-                "master": [parent, identity.start_ticks(parent)] if is_worker else None,
-                "server": identity.image(parent) if is_worker else image,
-            }
-        ).encode()
+        return self._words | {
+            "process": [pid, identity.start_ticks(pid)],
+            "master": [parent, identity.start_ticks(parent)] if is_worker else None,
+            "server": identity.image(parent) if is_worker else image,
+        }
 
 
 def _is_spawned_worker() -> bool:

@@ -112,7 +112,14 @@ def _is_no_server() -> bool:
         or bool(sys.flags.interactive)
         or _is_ipython()
         or (name in _COMMANDS and _COMMANDS[name].isdisjoint(sys.argv[1:]))
+        or _is_test(name)
     )
+
+
+def _is_test(name: str) -> bool:
+    # python test_site.py, which ends in unittest.main()
+    stem = name.removesuffix(".py")
+    return "unittest" in sys.modules and (stem.startswith("test_") or stem.endswith(("_test", "_tests")))
 
 
 def _is_ipython() -> bool:

@@ -190,7 +190,7 @@ FLOORS = [
         "postman",
         "startmail",
     }
-    | {"hooks", "safety", "loglines", "lifeline", "keeper", "webservers", "alongside"},
+    | {"hooks", "safety", "loglines", "surroundings", "lifeline", "keeper", "webservers", "alongside"},
     {
         "cli",
         "commands",

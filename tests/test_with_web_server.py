@@ -82,6 +82,13 @@ fastcgi.server = ("/" => ((
                                "FORKRUNNER_LEASE", "FORKRUNNER_STORE_TIMEOUT", "FORKRUNNER_SLOTS"),
 )))
 """
+#: Behind the jobs.
+VARIABLE = """
+
+@runner.task
+def variable() -> str:
+    return os.environ["OWN_VARIABLE"]
+"""
 #: Seconds within which all is gone after a KILL, or there again.
 SOON = 2.0
 #: Seconds that a running job has when the web server is stopped.
@@ -211,7 +218,7 @@ EACH = [*KINDS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 class Web:
     """A web server with the site."""
 
-    def __init__(self, bed: Bed, kind: Kind, port: int | None = None) -> None:
+    def __init__(self, bed: Bed, kind: Kind, port: int | None = None, **env: str) -> None:
         self.bed = bed
         self.kind = kind
         self.port = port or free_port()
@@ -219,7 +226,7 @@ class Web:
         if kind.needs == "lighttpd":
             text = LIGHTTPD.replace("PORT", str(self.port)).replace("PYTHON", sys.executable)
             bed.cli.write(text.replace("FOLDER", str(bed.folder)), "lighttpd.conf")
-        self.process: Process = bed.cli.start(python=command, env={"GRACE": "3"})
+        self.process: Process = bed.cli.start(python=command, env={"GRACE": "3", **env})
         wait_until(self.answers, LONG, "an answer of the web server")
 
     def get(self, path: str = "/") -> str:
@@ -468,6 +475,40 @@ def test_a_web_server_that_starts_while_the_old_supervisor_waits_for_its_job(bed
     bed.nothing_left()
 
 
+@pytest.mark.parametrize("moment", ["at once", "when it was told to stop"])
+def test_a_web_server_that_is_started_again_brings_its_environment_and_its_log(bed: Bed, moment: str) -> None:
+    """As by Ctrl-C, arrow up, Enter while a job runs: the keeper of the one before is still there."""
+    bed.cli.env["FORKRUNNER_GRACE_PERIOD"] = "60"
+    bed.cli.write(source("old") + VARIABLE)
+    web = Web(bed, ONE, OWN_VARIABLE="old")
+    held = bed.put("which", {"path": bed.path("go")})
+    bed.wait_noted("start", held)
+    keeper, supervisor, _ = web.family()
+    if moment == "at once":
+        # what has started it is all that there is to say that it has ended
+        os.kill(keeper, signal.SIGSTOP)
+    web.process.signal(signal.SIGTERM)
+    web.process.wait(LONG)
+    if moment == "at once":
+        again = Web(bed, ONE, web.port, OWN_VARIABLE="new")
+        os.kill(keeper, signal.SIGCONT)
+    else:
+        wait_until(lambda: "the web server has ended: stopping" in web.process.log, LONG)
+        again = Web(bed, ONE, web.port, OWN_VARIABLE="new")
+    again.process.wait_log("forkrunner .* runs jobs:runner", LONG)
+    assert "runs jobs:runner" not in web.process.log.partition("ended: stopping")[2]
+    # both have a slot free, and the old one takes no more
+    assert result(bed, bed.put("variable")) == '"new"'
+    bed.let_go()
+    assert result(bed, held) == '"old"'
+    wait_until(lambda: not alive(supervisor), LONG, "the end of the old one")
+    again.process.signal(signal.SIGTERM)
+    again.process.wait(LONG)
+    web.process.wait_gone(LONG)
+    assert "the web server has ended: stopping" in again.process.log
+    bed.nothing_left()
+
+
 def test_kill_of_all_that_is_ours_and_the_next_request_starts_it_again(bed: Bed) -> None:
     web = Web(bed, ONE)
     assert result(bed, web.get("/job")) == '"old"'
@@ -553,6 +594,7 @@ execute_from_command_line(sys.argv)
         ("manage.py", "shell"),
         ("-m", "pytest", "-qs", "-p", "no:cacheprovider", "-p", "no:randomly", "site1.py"),
         ("-m", "unittest", "site1"),
+        ("test_site1.py",),
         ("-i", "site1.py"),
     ],
     ids=lambda command: " ".join(command)[-24:],
@@ -561,6 +603,7 @@ def test_what_only_imports_the_site_starts_nothing(bed: Bed, command: tuple[str,
     """A shell, a migration, a run of tests; each real, and ended by the end of its input."""
     bed.cli.write(SITE.replace("CODE", "old").partition("if __name__")[0] + IMPORTED, "site1.py")
     bed.cli.write(MANAGE, "manage.py")
+    bed.cli.write("import unittest\nimport site1\n\nunittest.main()\n", "test_site1.py")
     process = bed.cli.start(python=[*command])
     process.wait_log("imported: False", LONG)
     process.wait(LONG)
