@@ -23,7 +23,7 @@ from .child import Place, rehearse
 from .current import current
 from .errors import TargetError
 from .hooks import run_before_fork
-from .memory import trim_memory
+from .memory import trim_memory, use_huge_pages
 from .postman import internal_tasks
 from .safety import Watch
 
@@ -132,6 +132,7 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int], watch: W
     rehearse(place)
     # frozen objects are not visited by the children's collections, which would copy their pages
     gc.freeze()
+    use_huge_pages()
     return place
 
 
