@@ -44,7 +44,7 @@ def trim_memory() -> None:
 
 
 def use_huge_pages() -> None:
-    """Let the kernel move what is in memory now into huge pages, where it can; it takes a second for some gigabytes.
+    """Let the kernel move what is in memory now into huge pages, where it can; that takes two seconds for a gigabyte.
 
     A fork copies one entry for each of them instead of 512, and so does the child's end give them back.
     """
