@@ -35,6 +35,8 @@ PACKAGES = {
     "memcached": "memcached",
     "pgbouncer": "pgbouncer",
     "lighttpd": "lighttpd",
+    "nginx-light": "nginx",
+    "systemd": "systemd-analyze",
     "uwsgi-plugin-python3": "uwsgi_python3",
     "chromium-driver": "chromedriver",  # brings chromium of the same version along
 }

@@ -21,7 +21,7 @@ from forkrunner.cli import main as commands_of_forkrunner
 from forkrunner.job import State
 from tests.running import LONG, Bed
 from tests.servers import find, free_port
-from tests.support import wait_until
+from tests.support import need, wait_until
 from tests.test_with_web_server import SITE, Kind, Web, become, bed
 
 __all__ = ["bed"]
@@ -67,14 +67,14 @@ CONFIGURATIONS: dict[str, tuple[str | None, ...]] = {
     "uwsgi.ini": (UWSGI, "--ini", "uwsgi.ini"),
     "lighttpd.conf": (find("lighttpd"), "-D", "-f", "lighttpd.conf"),
 }
+PACKAGES_OF = {"uwsgi.ini": "uwsgi-plugin-python3", "lighttpd.conf": "lighttpd"}
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_configuration_of_a_web_server(bed: Bed, name: str) -> None:
     """As it stands there, and it serves wsgi.py with its jobs."""
     command = [word for word in CONFIGURATIONS[name] if word is not None]
-    if len(command) < len(CONFIGURATIONS[name]):
-        pytest.skip(f"server missing: {name.partition('.')[0]}")
+    need(PACKAGES_OF.get(name, ""), len(command) == len(CONFIGURATIONS[name]))
     port = free_port()
     bed.cli.write(SITE.replace("CODE", "old"), "wsgi.py")
     text = as_here(bed, name, port)
@@ -92,8 +92,8 @@ def test_a_configuration_of_a_web_server(bed: Bed, name: str) -> None:
 
 def test_nginx_hands_on(bed: Bed) -> None:
     nginx = find("nginx")
-    if nginx is None:
-        pytest.skip("server missing: nginx")
+    need("nginx-light", nginx)
+    assert nginx
     shutil.copy(CONTRIB / "frameworks" / "with_flask.py", bed.folder)
     web = Web(bed, Kind(SNIPPETS["with_flask"]))
     port = free_port()
@@ -124,8 +124,8 @@ def test_nginx_hands_on(bed: Bed) -> None:
 @pytest.mark.parametrize("name", ["forkrunner.service", "site.service"])
 def test_a_unit_of_systemd(name: str, tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        pytest.skip("not installed: systemd-analyze")
+    need("systemd", analyze)
+    assert analyze
     text = (CONTRIB / "systemd" / name).read_text()
     # what it names has to be there; users are not looked up
     text = re.sub(r"/srv/site/venv/bin/\w+", "/bin/true", text).replace("=/srv/site", "=/tmp")
