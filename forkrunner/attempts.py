@@ -239,12 +239,12 @@ class Attempts:
             self.write_at = clock.monotonic() + _LONGEST_WAIT
         return ending
 
-    def report(self, ending: Ending, written: bool) -> None:
-        """Tell how an attempt ended, after that was written."""
+    def report(self, ending: Ending, became: State | None) -> None:
+        """Tell how an attempt ended, after that was written; the job is now in this state. None: the row had moved on."""
         attempt = ending.attempt
         if attempt.job_id in self.shown:
             self.shown.discard(attempt.job_id)
-            if written:  # else another attempt may have its progress there
+            if became:  # else another attempt may have its progress there
                 self.supervisor.hearing.progress.drop(attempt.job_id)
         seconds = 0.0
         if attempt.started_at and attempt.finished_at:
@@ -255,15 +255,17 @@ class Attempts:
             "attempt": attempt.attempt,
             "outcome": str(attempt.outcome),
         }
-        if not written:
+        if became is None:
             self.log.emit("job.late", **facts)
         elif attempt.outcome is Outcome.DONE:
             self.log.emit("job.ended", seconds=seconds, **facts)
         else:
             error = (ending.error or "")[:_LONGEST_LINE]
-            if ending.task == MAIL and ending.next.state is State.FAILED:
+            if ending.task == MAIL and became is State.FAILED:
                 self.log.emit("mail.undeliverable", id=attempt.job_id, error=error)
-            self.log.emit("job.failed", seconds=seconds, then=ending.consequence(), error=error, **facts)
+            self.log.emit(
+                "job.failed", seconds=seconds, then=ending.consequence(became), error=error, **facts
+            )
 
 
 def options_of(claim: Claim, tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

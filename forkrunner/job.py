@@ -14,7 +14,7 @@ No I/O and no clock here: the store writes what this file decides.
     d  finish           Store.finish: no further try is due, `error` says why
     e  finish, release  Store.finish: another try at `run_at`, or requeued · Store.release: claimed, never started
     f  cancel           Store.cancel: nothing ran
-    g  finish           Store.finish: a running attempt was cancelled
+    g  finish           Store.finish: a running attempt was cancelled, or ended while a cancel was on record, and not well
     h  retry            Store.retry: somebody asked for another run; `tries` and `crashes` start again at 0
 
 pending    `supervisor` is None; `finished_at` is None
@@ -140,8 +140,10 @@ def after(
     retry: bool = True,
     jitter: float | None = None,
 ) -> Next:
-    """Decide what follows an ending: the one place that does.
+    """Decide what follows an ending: the one place that does, but for a cancel.
 
+    Whether somebody has cancelled the job is known for certain by its row alone. So the statement that writes this makes
+    a job `cancelled` whose attempt has ended in any way but `done` while a cancel was on record.
     `tries` and `crashes` are those of the row before this attempt; `retry` is
     False when the task's `retry_for` or `give_up_on` ruled another try out.
     """

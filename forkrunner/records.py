@@ -182,7 +182,7 @@ class Ending:
     cursor: str | None = None
     #: Of the result.
     files: tuple[File, ...] = ()
-    #: A mail to be made in the same transaction.
+    #: A mail to be made in the same transaction, if the job is then in the state that `next` says.
     notice: Notice | None = None
 
     @property
@@ -190,10 +190,10 @@ class Ending:
         """Which attempt it ends."""
         return self.attempt.job_id, self.attempt.attempt
 
-    def consequence(self) -> str:
-        """Say in words what becomes of the job."""
-        if self.next.state is not State.PENDING:
-            return str(self.next.state)
+    def consequence(self, became: State) -> str:
+        """Say in words what becomes of the job, which is now in this state: a cancel wins over `next`."""
+        if became is not State.PENDING:
+            return str(became)
         return f"again in {self.next.delay:.1f} s" if self.next.delay else "runs again"
 
 

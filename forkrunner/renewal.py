@@ -110,8 +110,10 @@ class Renewal:
             return
         store, late = self.supervisor.store, self.supervisor.store.batch(self.attempts.endings)
         written = self.supervisor.ask(lambda: store.finish(late))
-        for ending in late if written is not None else ():
-            self.attempts.report(ending, ending.key in (written or ()))
+        if written is None:
+            return
+        for ending in late:
+            self.attempts.report(ending, written.get(ending.key))
 
     def rescue(self, now: float) -> None:
         """Take back the rows of supervisors that are dead; run again what may be. Keeps (6)."""

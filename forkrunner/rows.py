@@ -89,7 +89,7 @@ class Rows:
         self.supervisor.foundry.send()
         for ending in batch:
             self.attempts.endings.popleft()
-            self.attempts.report(ending, ending.key in written)
+            self.attempts.report(ending, written.get(ending.key))
         self.attempts.write_at = clock.monotonic() if self.attempts.endings else FOREVER
         if claims:
             self.idle_pause = _IDLE_FIRST

@@ -129,8 +129,11 @@ class Statements:
     def _end(self, batch: sa.CTE) -> Any:
         now = self.database.now
         again = batch.c.state == _PENDING
-        # a cancel that came while the attempt was ending wins over another try
-        cancelled = sa.and_(again, jobs.c.cancel_at.is_not(None))
+        # A cancel that was on record wins over another try, and over the last one. It does not over success; so it is
+        # the outcome that is asked: a job whose result could not be stored is failed, and was done.
+        cancelled = sa.and_(
+            batch.c.state != _CANCELLED, batch.c.outcome != _DONE, jobs.c.cancel_at.is_not(None)
+        )
         return (
             sa.update(jobs)
             .where(self._fence(batch))
@@ -141,7 +144,7 @@ class Statements:
                 crashes=batch.c.crashes,
                 run_at=sa.case((again, self.database.later(now, batch.c.delay)), else_=jobs.c.run_at),
                 finished_at=sa.case(
-                    (sa.and_(again, jobs.c.cancel_at.is_(None)), sa.null()),
+                    (sa.and_(again, ~cancelled), sa.null()),
                     else_=sa.func.coalesce(batch.c.finished_at, now),
                 ),
                 result=batch.c.result,
@@ -156,7 +159,7 @@ class Statements:
                     else_=batch.c.error,
                 ),
             )
-            .returning(jobs.c.id, jobs.c.attempt)
+            .returning(jobs.c.id, jobs.c.attempt, jobs.c.state)
         )
 
     def _note(self, batch: sa.CTE, ended: sa.FromClause, on: sa.ColumnElement[bool]) -> Any:
@@ -185,19 +188,19 @@ class Statements:
     def end_and_note(self) -> Any:
         """Do both in one statement, where a WITH may write: `note` takes what `end` returns."""
         ended, noted = self._ended_and_noted()
-        return sa.select(ended.c.id, ended.c.attempt).add_cte(noted)
+        return sa.select(ended.c.id, ended.c.attempt, ended.c.state).add_cte(noted)
 
     def _turn(self, queues: bool) -> Any:
         ended, noted = self._ended_and_noted()
         claimed = self._claim(queues).cte("claimed")
         known = {"id": ended.c.id, "attempt": ended.c.attempt}
         blanks = (known.get(column.name, sa.null()) for column in claimed.c)
-        first = sa.select(*blanks, sa.true().label("ended")).select_from(ended).add_cte(noted)
-        return sa.select(*claimed.c, sa.false().label("ended")).union_all(first)
+        first = sa.select(*blanks, ended.c.state.label("became")).select_from(ended).add_cte(noted)
+        return sa.select(*claimed.c, sa.cast(sa.null(), sa.Text).label("became")).union_all(first)
 
     @functools.cached_property
     def turn(self) -> Any:
-        """Do `end_and_note` and `claim` in one statement; a row that says `ended` has an id and an attempt only."""
+        """Do `end_and_note` and `claim` in one statement; a row that says what it `became` has an id and an attempt beside."""
         return self._turn(False)
 
     @functools.cached_property
@@ -456,7 +459,7 @@ class Statements:
 
 
 # Of an ending: what it names its row by, and what it says of it.
-_FENCE = ("job_id", "attempt", "supervisor", "finished_at")
+_FENCE = ("job_id", "attempt", "supervisor", "finished_at", "outcome")
 _ENDING = (
     *(jobs.c[name] for name in ("state", "tries", "crashes", "result", "error", "cursor")),
     sa.Column("delay", sa.Double),

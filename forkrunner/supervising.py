@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from .access import Access
 from .batches import LARGE, clean, ending_row, first_of, is_large, pack, without_details
 from .errors import SchemaError, StoreError, StoreUnavailable
+from .job import State
 from .records import Claim, Ending, Key, SupervisorRow, Wish
 from .schema import supervisors
 from .statements import CLAIM, SUPERVISOR
@@ -59,16 +60,16 @@ class Supervising(Access):
         """Return as many of the first endings as one call of `finish` or `turn` writes well within its time."""
         return first_of(endings)
 
-    def finish(self, endings: Sequence[Ending], *, now: datetime | None = None) -> set[Key]:
-        """Write how attempts ended, and what becomes of their rows; return those that it was that ended.
+    def finish(self, endings: Sequence[Ending], *, now: datetime | None = None) -> dict[Key, State]:
+        """Write how attempts ended, and what becomes of their rows; return those that it was that ended, with their state.
 
-        One transaction. A row that is not busy any more under the ending's id, attempt and supervisor is left as it
+        That is the ending's own, or `cancelled`: see `after`. One transaction. A row that is not busy any more under the ending's id, attempt and supervisor is left as it
         is and its attempt is not written down: a late or double report changes nothing. Text is cleaned and cut to
         what a database takes; an ending that is refused all the same is written without its details, and then the
         endings go in several transactions.
         """
         if not endings:
-            return set()
+            return {}
         try:
             return self._transactions.run(lambda connection: self._finish(connection, endings, now))
         except (StoreUnavailable, SchemaError):
@@ -76,7 +77,9 @@ class Supervising(Access):
         except StoreError as error:
             return self._finish_singly(endings, now, error)
 
-    def _finish(self, connection: Connection, endings: Sequence[Ending], now: datetime | None) -> set[Key]:
+    def _finish(
+        self, connection: Connection, endings: Sequence[Ending], now: datetime | None
+    ) -> dict[Key, State]:
         rows = [ending_row(ending) for ending in endings]
         # one by one: taking 50 MB out of JSON costs seconds, on SQLite once more for each column
         large = [row for row in rows if len(row.get("result", "")) > LARGE]
@@ -89,7 +92,7 @@ class Supervising(Access):
         else:
             connection.execute(self._statements.note, parameters)
             found = connection.execute(self._statements.end, parameters)
-        ended = {(row[0], row[1]) for row in found}
+        ended = {(row[0], row[1]): State(row[2]) for row in found}
         for result in results:
             if (result["job"], result["number"]) in ended:
                 connection.execute(self._statements.result, result)
@@ -101,15 +104,14 @@ class Supervising(Access):
             connection.execute(self._statements.output, written)
         if files := [file for e in endings if e.files and e.key in ended for file in e.files]:
             self._files.insert(connection, files)
-        if notices := [
-            (key, e.notice)
-            for e in endings
-            if e.notice and (key := (e.attempt.job_id, e.attempt.attempt)) in ended
-        ]:
+        # nobody is mailed of a failure of what was cancelled
+        if notices := [(e.key, e.notice) for e in endings if e.notice and ended.get(e.key) == e.next.state]:
             self.outbox.add(connection, notices, self._moment(now))
         return ended
 
-    def _finish_singly(self, endings: Sequence[Ending], now: datetime | None, error: StoreError) -> set[Key]:
+    def _finish_singly(
+        self, endings: Sequence[Ending], now: datetime | None, error: StoreError
+    ) -> dict[Key, State]:
         # by halves: one bad ending among 500 costs some 18 transactions, not 500
         if len(endings) == 1:
             plain = without_details(endings[0], error)
@@ -132,7 +134,7 @@ class Supervising(Access):
         queues: Sequence[str] | None,
         *,
         now: datetime | None = None,
-    ) -> tuple[set[Key], list[Claim]]:
+    ) -> tuple[dict[Key, State], list[Claim]]:
         """Do `finish` and `claim` in one transaction: what a supervisor under load does all the time.
 
         In one statement where that can be: four round trips less. On a busy machine each of them costs a
@@ -141,10 +143,10 @@ class Supervising(Access):
         can = bool(endings) and limit > 0 and self._database.writes_in_with
         alone = can and not any(map(is_large, endings))
 
-        def work(connection: Connection) -> tuple[set[Key], list[Claim]]:
+        def work(connection: Connection) -> tuple[dict[Key, State], list[Claim]]:
             if alone and self._database.is_ours(connection):
                 return self._finish_and_claim(connection, endings, supervisor, limit, queues, now)
-            ended = self._finish(connection, endings, now) if endings else set()
+            ended = self._finish(connection, endings, now) if endings else {}
             return ended, self._claim(connection, supervisor, limit, queues, now)
 
         try:
@@ -164,7 +166,7 @@ class Supervising(Access):
         limit: int,
         queues: Sequence[str] | None,
         now: datetime | None,
-    ) -> tuple[set[Key], list[Claim]]:
+    ) -> tuple[dict[Key, State], list[Claim]]:
         parameters = {
             "batch": pack([ending_row(ending) for ending in endings]),
             "supervisor": supervisor,
@@ -176,8 +178,8 @@ class Supervising(Access):
             statement = self._statements.turn_of_queues
             parameters["queues"] = list(queues)
         found = connection.execute(statement, parameters).all()
-        ended = {(row.id, row.attempt) for row in found if row.ended}
-        return ended, _claims([row for row in found if not row.ended], limit)
+        ended = {(row.id, row.attempt): State(row.became) for row in found if row.became}
+        return ended, _claims([row for row in found if not row.became], limit)
 
     def claim_mail(self, supervisor: str, *, now: datetime | None = None) -> tuple[list[Claim], float | None]:
         """Mark the mail that is due first busy and return it; beside it, in how many seconds the next one is due.

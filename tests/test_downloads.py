@@ -62,7 +62,7 @@ class Site:
         attempt = Attempt(id, claim.attempt, Outcome.DONE, "a")
         files = (File(id, place, sha256, size, name, media_type, token),)
         ending = Ending(attempt, Next(State.DONE, 1, 0), result='{"some": "thing"}', files=files)
-        assert self.runner.store.finish([ending]) == {(id, 1)}
+        assert self.runner.store.finish([ending]) == {(id, 1): State.DONE}
         return id
 
 

@@ -422,7 +422,7 @@ def test_a_job_without_files_pays_nothing(cli: Cli, sqlite_database: str):
         (claim,) = runner.store.claim("s", 1, None)
         attempt = Attempt(job.id, claim.attempt, Outcome.DONE, "s")
         ending = Ending(attempt, Next(State.DONE, 1, 0), result="null")
-        assert runner.store.turn("s", [ending], 1, None) == ({(job.id, 1)}, [])
+        assert runner.store.turn("s", [ending], 1, None) == ({(job.id, 1): State.DONE}, [])
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", note)
         runner.close()

@@ -87,8 +87,27 @@ def test_no_ending_no_mail(store):
     """A row that has moved on is not ended, and nobody is told that it was."""
     (job,) = fail(store, None)
     late = Ending(Attempt(job, 1, Outcome.RAISED, "a"), Next(State.FAILED, 1, 0), error="x", notice=notice())
-    assert store.finish([late], now=NOW) == set()
+    assert store.finish([late], now=NOW) == {}
     assert jobs_of(store) == []
+
+
+def test_no_failure_no_mail(store):
+    """Whoever has cancelled a job is not told that it failed; of one that was done all the same, that it is."""
+    told = []
+    for kind, outcome, state in (
+        ("failure", Outcome.RAISED, State.FAILED),
+        ("attempt", Outcome.RAISED, State.PENDING),
+        ("success", Outcome.DONE, State.DONE),
+    ):
+        job = new_id()
+        store.enqueue([New(job, "convert", "default", "{}")], now=NOW)
+        store.claim("a", 1, None, now=NOW)
+        store.cancel(job, now=NOW)
+        mail = notice(kind, kind=kind)
+        end = Ending(Attempt(job, 1, outcome, "a"), Next(state, 1, 0), result="1", error="x", notice=mail)
+        store.turn("a", [end], 1, None, now=NOW)
+        told += [row.id == mail.id for row in jobs_of(store)]
+    assert told == [True]
 
 
 def test_a_mail_that_the_database_refuses_does_not_keep_the_ending_from_being_written(store):
@@ -103,9 +122,9 @@ def test_the_turn_writes_mails_too_and_claims_no_mail(store):
     other = str(uuid.uuid4())
     store.enqueue([New(other, "convert", "default", "{}", priority=LOWEST + 1)], now=NOW)
     written, claims = store.turn("a", [], 10, None, now=NOW)
-    assert (written, [claim.id for claim in claims]) == (set(), [other])
+    assert (written, [claim.id for claim in claims]) == ({}, [other])
     ending = Ending(Attempt(other, 1, Outcome.RAISED, "a"), Next(State.FAILED, 1, 0), notice=notice("g"))
-    assert store.turn("a", [ending], 10, None, now=NOW) == ({(other, 1)}, [])
+    assert store.turn("a", [ending], 10, None, now=NOW) == ({(other, 1): State.FAILED}, [])
     assert len(jobs_of(store)) == 2
     assert store.next_due(None, now=NOW) is None
     assert store.claim("a", 10, [MAIL], now=NOW) == []

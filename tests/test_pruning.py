@@ -51,7 +51,7 @@ def end(store: Store, state: State, now: datetime, files: tuple[tuple[str, str],
     attempt = Attempt(claim.id, claim.attempt, outcome, "a", finished_at=now, error_message="x")
     rows = tuple(File(claim.id, place, sha256, 1, "x") for place, sha256 in files)
     ending = Ending(attempt, NEXT.get(state, Next(state, 1, 0)), output="much", files=rows)
-    assert store.finish([ending], now=now) == {(claim.id, claim.attempt)}
+    assert store.finish([ending], now=now) == {(claim.id, claim.attempt): state}
     return claim.id
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from forkrunner.job import Outcome, State
 from forkrunner.records import Row
-from tests.running import LONG, SOURCE, Bed, check_gone
+from tests.running import LONG, SOURCE, Bed, check_gone, tree_of
 from tests.support import Cli, alive, proc, wait_until
 
 TASKS = '''
@@ -162,6 +163,15 @@ def tick(program: bool = False, path: str = "") -> None:
 
 
 @runner.task
+def fall(how: str, path: str) -> None:
+    """Pass one safe point, and come to another end before the next."""
+    safe_point(0)
+    hold(path)
+    if how != "return":
+        {"raise": boom, "exit": lambda: leave(3), "crash": segfault, "fill": fill}[how]()
+
+
+@runner.task
 def hold_within(path: str) -> float:
     """Hold, and say what is left of the timeout."""
     hold(path)
@@ -237,6 +247,42 @@ def test_cancel_while_a_job_is_away_from_its_safe_points(bed: Bed) -> None:
     row = bed.ended(id)
     assert (row.state, outcomes(row)) == (State.CANCELLED, ["cancelled"])
     assert len(bed.noted("term", id)) == 1
+    bed.stop(supervisor)
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3])
+def test_cancel_while_a_job_comes_to_another_end(bed: Bed, max_attempts: int) -> None:
+    """Whatever that is it is cancelled, at its last try too, and the log says so; unless it is done."""
+    supervisor = bed.start(slots=6, grace=LONG)
+    ends = {
+        "return": "done",
+        "raise": "raised",
+        "exit": "exited",
+        "crash": "crashed",
+        "fill": "over_memory",
+        "lost": "lost",
+    }
+    ids = {}
+    for how in ends:
+        options = {"max_attempts": max_attempts} | ({"memory": 64 << 20} if how == "fill" else {})
+        path = bed.path("never" if how == "lost" else "go")
+        ids[how] = bed.put("fall", {"how": how, "path": path}, options=options)
+    bed.wait_noted("start", count=len(ids))
+    for id in ids.values():
+        bed.store.cancel(id, "not needed", actor="somebody")
+    bed.let_go()
+    for how in ends:
+        if how == "lost":
+            _, mold, _ = tree_of(supervisor)
+            os.kill(mold, signal.SIGKILL)
+        row = bed.ended(ids[how])
+        assert outcomes(row) == [ends[how]]
+        if how == "return":
+            assert row.state == State.DONE
+            continue
+        assert (row.state, row.error) == (State.CANCELLED, "not needed")
+        assert (row.cancel_reason, row.cancel_actor) == ("not needed", "somebody")
+        supervisor.wait_log(f"fall {row.id} {ends[how]} in .*, attempt 1, cancelled: ")
     bed.stop(supervisor)
 
 

@@ -146,7 +146,7 @@ def test_a_job_goes_from_enqueue_to_done(store):
         "cpu_system_seconds": 1e-3,
         "peak_memory_bytes": 1 << 40,
     }
-    assert store.finish([ending(claim, **facts)], now=end) == {(job, 1)}
+    assert store.finish([ending(claim, **facts)], now=end) == {(job, 1): State.DONE}
     done = store.get(job)
     assert (done.state, done.result, done.error, done.supervisor) == (State.DONE, '{"ok": true}', None, None)
     assert (done.finished_at, done.started_at, done.tries) == (end, later, 1)
@@ -244,10 +244,10 @@ def test_a_turn_writes_and_claims_at_once(store):
     first, second = put(store, 1, priority=1) + put(store, 1)
     claim = claim_one(store)
     ended, claims = store.turn("a", [ending(claim)], 5, None, now=NOW)
-    assert ended == {(first, 1)}
+    assert ended == {(first, 1): State.DONE}
     assert [c.id for c in claims] == [second]
-    assert store.turn("a", [], 5, ["default"], now=NOW) == (set(), [])
-    assert store.turn("a", [ending(claims[0])], 0, None, now=NOW) == ({(second, 1)}, [])
+    assert store.turn("a", [], 5, ["default"], now=NOW) == ({}, [])
+    assert store.turn("a", [ending(claims[0])], 0, None, now=NOW) == ({(second, 1): State.DONE}, [])
 
 
 def test_released_rows_are_as_if_never_claimed(store):
@@ -278,7 +278,7 @@ def test_a_release_after_a_try_keeps_the_start_of_that_try(store):
 def test_a_late_or_double_ending_changes_nothing(store):
     put(store, 2)
     claim, untouched = store.claim("a", 2, None, now=NOW)
-    assert store.finish([ending(claim), ending(claim, State.FAILED)][:1]) == {(claim.id, 1)}
+    assert store.finish([ending(claim), ending(claim, State.FAILED)][:1]) == {(claim.id, 1): State.DONE}
     ended = store.get(claim.id)
     for late in (
         ending(claim),
@@ -287,10 +287,10 @@ def test_a_late_or_double_ending_changes_nothing(store):
         ending(replace(untouched, supervisor="b")),
         ending(replace(untouched, id=str(uuid.uuid4()))),
     ):
-        assert store.finish([late]) == set()
+        assert store.finish([late]) == {}
     assert store.get(claim.id) == ended
     assert store.get(untouched.id).attempts == ()
-    assert store.finish([ending(claim), ending(untouched)]) == {(untouched.id, 1)}
+    assert store.finish([ending(claim), ending(untouched)]) == {(untouched.id, 1): State.DONE}
 
 
 def test_an_ending_after_the_rescue_changes_nothing(store, other_store):
@@ -300,11 +300,11 @@ def test_an_ending_after_the_rescue_changes_nothing(store, other_store):
     (orphan,) = other_store.orphans(10)
     assert orphan == claim
     lost = ending(orphan, State.PENDING, outcome=Outcome.LOST, next=Next(State.PENDING, 0, 1))
-    assert other_store.finish([lost], now=NOW) == {(claim.id, 1)}
-    assert store.finish([ending(claim)]) == set()
+    assert other_store.finish([lost], now=NOW) == {(claim.id, 1): State.PENDING}
+    assert store.finish([ending(claim)]) == {}
     again = claim_one(other_store, "b")
     assert (again.attempt, again.crashes) == (2, 1)
-    assert store.finish([ending(claim)]) == set()
+    assert store.finish([ending(claim)]) == {}
     assert [attempt.outcome for attempt in store.get(claim.id).attempts] == [Outcome.LOST]
 
 
@@ -504,22 +504,36 @@ def test_a_cursor_stays_until_the_job_is_done(store):
             assert store.get(job).cursor == left
 
 
-def test_a_cancel_while_the_attempt_ends_wins_over_another_try(store):
-    put(store)
-    claim = claim_one(store)
-    store.cancel(claim.id, "stop it")
-    store.finish([ending(claim, State.PENDING)], now=NOW)
-    row = store.get(claim.id)
-    assert (row.state, row.error, row.finished_at) == (State.CANCELLED, "stop it", NOW)
-    assert len(row.attempts) == 1
+@pytest.mark.parametrize("state", [State.PENDING, State.FAILED])
+def test_a_cancel_while_the_attempt_ends_wins_over_another_try_and_over_the_last(store, other_store, state):
+    """By a statement of its own, and by that of a whole turn; and who has written it is told so."""
+    put(store, 3)
+    claims = other_store.claim("b", 3, None, now=NOW)
+    for claim, reason in zip(claims, ("stop it", "stop it", None), strict=True):
+        store.cancel(claim.id, reason, actor="me@here")
+        end = ending(claim, state)
+        if claim is claims[0]:
+            written = other_store.finish([end], now=NOW)
+        else:
+            written, _ = other_store.turn("b", [end], 1, None, now=NOW)
+        assert written == {(claim.id, 1): State.CANCELLED}
+        row = store.get(claim.id)
+        assert (row.state, row.error, row.finished_at) == (State.CANCELLED, reason or "it failed", NOW)
+        assert (row.cancel_reason, row.cancel_actor, row.tries) == (reason, "me@here", 1)
+        assert [attempt.outcome for attempt in row.attempts] == [Outcome.RAISED]
+        check_row(row)
 
 
 def test_but_not_over_success(store):
-    put(store)
-    claim = claim_one(store)
-    store.cancel(claim.id, "stop it")
-    store.finish([ending(claim)])
-    assert store.get(claim.id).state is State.DONE
+    """Nor over one whose result could not be stored: it has run, and that must be seen."""
+    put(store, 2)
+    good, unstored = store.claim("a", 2, None, now=NOW)
+    for claim in (good, unstored):
+        store.cancel(claim.id, "stop it")
+    ends = [ending(good), ending(unstored, State.FAILED, outcome=Outcome.DONE)]
+    assert store.finish(ends) == {(good.id, 1): State.DONE, (unstored.id, 1): State.FAILED}
+    assert store.get(good.id).state is State.DONE
+    assert store.get(unstored.id).error == "it failed"
 
 
 def test_retry_begins_anew_with_the_next_number(store):
@@ -928,12 +942,12 @@ class Model(RuleBasedStateMachine):
     @rule(numbers=st.lists(st.integers(0, 99), min_size=1, max_size=4), state=st.sampled_from(list(NEXT)))
     def finish(self, numbers, state):
         claims = list({claim.id: claim for claim in map(self.pick, numbers)}.values())
-        expected = set()
+        expected = {}
         for claim in claims:
             row = self.held(claim)
             if row:
-                expected.add((claim.id, claim.attempt))
-                to = State.CANCELLED if state is State.PENDING and row["cancel"] else state
+                to = State.CANCELLED if state is not State.DONE and row["cancel"] else state
+                expected[claim.id, claim.attempt] = to
                 row.update(state=to, supervisor=None, tries=NEXT[state].tries, attempts=row["attempts"] + 1)
                 if state is State.PENDING:
                     row["due"] = self.seconds + 30
@@ -1204,7 +1218,7 @@ def test_a_commit_whose_answer_is_lost_may_be_repeated(proxied):
     proxy.arm("COMMIT\0")
     with pytest.raises(StoreUnavailable):
         store.finish([ending(claim)])
-    assert store.finish([ending(claim)]) == set()
+    assert store.finish([ending(claim)]) == {}
     row = store.get(claim.id)
     assert (row.state, len(row.attempts)) == (State.DONE, 1)
     # an enqueue repeats by itself

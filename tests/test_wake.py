@@ -77,7 +77,7 @@ def test_to_look_in_vain_does_not_wake(waker, store, database):
     while ready(waker, 0.05):
         waker.drain()
     for _ in range(5):
-        assert supervisor.turn("a", [], 4, None) == (set(), [])
+        assert supervisor.turn("a", [], 4, None) == ({}, [])
         supervisor.next_due(None)
         assert not ready(waker, 0.02)
     supervisor.close()
