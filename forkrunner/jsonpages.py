@@ -102,5 +102,16 @@ def steps_of(attempt: Attempt) -> list[dict[str, Any]]:
 
 def molds_json(row: SupervisorRow) -> list[dict[str, Any]]:
     """Return the molds of a supervisor: generation, target, pid, stage, and of one that drains how many it has left."""
-    found: list[dict[str, Any]] = json.loads(row.molds or "[]")
+    found: list[dict[str, Any]] = _picture(row)["molds"]
     return found
+
+
+def stage_of(row: SupervisorRow) -> str:
+    """Say whether a supervisor claims jobs: serving; quiet or stopping, if not."""
+    return str(_picture(row)["stage"])
+
+
+def _picture(row: SupervisorRow) -> dict[str, Any]:
+    found = json.loads(row.molds or "[]")
+    # an older release has only its molds there
+    return found if isinstance(found, dict) else {"stage": "serving", "molds": found}

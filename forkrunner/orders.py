@@ -67,6 +67,18 @@ class Orders:
         for number in self.signals.take():
             getattr(self, SIGNALS[number][0])(signal.Signals(number).name)
 
+    @property
+    def stage(self) -> str:
+        """Say in one word whether jobs are claimed, and whether that may change."""
+        if self.stop_at != FOREVER:
+            return "stopping"
+        return "quiet" if self.quiet else "serving"
+
+    def show(self) -> None:
+        """Have title and row say how it stands at once: whoever gave the order looks there."""
+        self.supervisor.title_at = min(self.supervisor.title_at, clock.monotonic())
+        self.supervisor.renewal.renew_at = 0.0
+
     def on_stop(self, name: str) -> None:
         if self.stop_at != FOREVER:
             self.kill(name, Outcome.LOST)
@@ -81,6 +93,7 @@ class Orders:
         )
         self.supervisor.foundry.tell_all({"kind": "leave", "wish": "stop"})
         self.supervisor.notifier.say("STOPPING=1")
+        self.show()
 
     def on_kill(self, name: str) -> None:
         self.kill(name, Outcome.LOST)
@@ -91,11 +104,13 @@ class Orders:
     def on_quiet(self, name: str) -> None:
         self.quiet = True
         self.log.emit("supervisor.quiet", signal=name)
+        self.show()
 
     def on_continue(self, name: str) -> None:
         if self.quiet and self.stop_at == FOREVER:
             self.quiet = False
             self.supervisor.rows.look_at = 0.0
+            self.show()
 
     def on_reload(self, name: str) -> None:
         if self.stop_at != FOREVER:
@@ -143,6 +158,7 @@ class Orders:
         self.supervisor.foundry.tell_all(
             {"kind": "end", "outcome": outcome, "sentence": sentence, "grace": grace}
         )
+        self.show()
 
     def stop_due(self) -> float:
         return self.stop_at + _LAST_WRITES if self.killed else self.stop_at

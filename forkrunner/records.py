@@ -300,7 +300,7 @@ class SupervisorRow:
     target: str
     slots: int
     version: str
-    #: JSON text of a list: its molds, as `Molds.picture` has them.
+    #: JSON text: its stage and its molds, as `Renewal.picture` has them.
     molds: str | None = None
     started_at: datetime | None = None
     lease_until: datetime | None = None

@@ -49,7 +49,8 @@ class Renewal:
         return True
 
     def picture(self) -> str:
-        return msgspec.json.encode(self.supervisor.molds.picture()).decode()
+        stage, molds = self.supervisor.orders.stage, self.supervisor.molds.picture()
+        return msgspec.json.encode({"stage": stage, "molds": molds}).decode()
 
     def leased(self) -> None:
         self.renew_at = clock.monotonic() + self.supervisor.settings.lease / 3

@@ -252,7 +252,8 @@ class Supervisor:
             rate = (self.attempts.ended_count - self.title_count) / max(
                 now - self.title_at + _TITLE_EVERY, _TITLE_EVERY
             )
-            leaving.title(f"supervisor {self.target} [{self.attempts.busy} busy, {rate:.0f} done/s]")
+            stage = "" if self.orders.stage == "serving" else f"{self.orders.stage}, "
+            leaving.title(f"supervisor {self.target} [{stage}{self.attempts.busy} busy, {rate:.0f} done/s]")
             self.title_count, self.title_at = self.attempts.ended_count, now + _TITLE_EVERY
 
     def ask(self, work: Callable[[], T]) -> T | None:

@@ -437,6 +437,18 @@ def test_list_filters_and_says_when_there_is_nothing(ask: Ask, app: str) -> None
     assert re.search(r"default +1 +0 +1 +0 +0\n", ask("status").stdout)
 
 
+@pytest.mark.parametrize(
+    "molds", [None, '[{"generation": 3, "target": "jobs:runner", "pid": 9, "stage": "serving"}]']
+)
+def test_status_shows_a_supervisor_of_an_older_release(ask: Ask, sqlite_app: str, molds: str | None) -> None:
+    store = Store(sqlite_app)
+    store.register(SupervisorRow("s1", "h", "boot", "ns", 77, 1, "jobs:runner", 2, "0.0.9", molds), 60)
+    store.close()
+    (row,) = ask("status", "--json").json["supervisors"]
+    assert (row["stage"], [mold["pid"] for mold in row["molds"]]) == ("serving", [9] if molds else [])
+    assert re.search(r"h +77 +jobs:runner +serving +2 +(gen 3)? ", ask("status").stdout)
+
+
 def test_ids_may_be_cut_at_either_end(ask: Ask, sqlite_app: str) -> None:
     job_id = plant(sqlite_app, attempt())
     plant(sqlite_app, attempt())

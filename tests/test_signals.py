@@ -175,12 +175,23 @@ def test_quit_while_jobs_run(bed: Bed) -> None:
 # -------------------------------------------------------------------------------- TSTP, CONT
 
 
+def shown(bed: Bed) -> str:
+    """Return what `status` says of the only supervisor, to people and to programs."""
+    text, page = bed.cli.run("status", "jobs:runner").stdout, bed.cli.run("status", "jobs:runner", "--json")
+    stage = str(page.json["supervisors"][0]["stage"])
+    # it may change in between
+    return stage if re.search(rf" jobs:runner +{stage} ", text) else text
+
+
 def test_tstp_and_cont(bed: Bed) -> None:
     supervisor = bed.start(slots=2)
     first = bed.put("hold", {"path": bed.path("go")})
     bed.wait_noted("start", first)
+    assert shown(bed) == "serving"
     supervisor.signal(signal.SIGTSTP)
     supervisor.wait_log("quiet", LONG)
+    supervisor.wait_ps(r"forkrunner: supervisor jobs:runner \[quiet, 1 busy, \d+ done/s\]$")
+    wait_until(lambda: shown(bed) == "quiet")
     second = bed.put("work")
     # what writes this ending would claim the other job too: a slot was free all the time
     bed.let_go()
@@ -188,8 +199,33 @@ def test_tstp_and_cont(bed: Bed) -> None:
     assert bed.row(second).state == State.PENDING
     supervisor.signal(signal.SIGCONT)
     assert bed.ended(second).state == State.DONE
+    supervisor.wait_ps(r"forkrunner: supervisor jobs:runner \[\d busy, \d+ done/s\]$")
+    wait_until(lambda: shown(bed) == "serving")
     bed.check_history([first, second])
     bed.stop(supervisor)
+
+
+def test_tstp_while_idle_and_term_while_quiet_are_shown(sqlite_bed: Bed) -> None:
+    """Nothing else makes it look at its title or renew its lease."""
+    bed = sqlite_bed
+    supervisor = bed.start(lease=600)
+    supervisor.signal(signal.SIGTSTP)
+    supervisor.wait_ps(r"forkrunner: supervisor jobs:runner \[quiet, 0 busy, 0 done/s\]$")
+    wait_until(lambda: shown(bed) == "quiet")
+    _, mold, _ = tree_of(supervisor)
+    os.kill(mold, signal.SIGKILL)
+    supervisor.wait_log("mold 1 died", LONG)
+    assert shown(bed) == "quiet", "without a mold too"
+    supervisor.signal(signal.SIGCONT)
+    id = bed.put("hold", {"path": bed.path("go")})
+    bed.wait_noted("start", id)
+    wait_until(lambda: shown(bed) == "serving")
+    supervisor.signal(signal.SIGTERM)
+    supervisor.wait_ps(r"forkrunner: supervisor jobs:runner \[stopping, 1 busy, \d+ done/s\]$")
+    wait_until(lambda: shown(bed) == "stopping")
+    bed.let_go()
+    assert supervisor.wait(LONG) == 0
+    bed.stop()
 
 
 # ------------------------------------------------------------------------------------- KILL

@@ -83,6 +83,7 @@ def _supervisor_json(row: SupervisorRow, keeper: Keeper | None) -> dict[str, Any
     return {
         **{name: getattr(row, name) for name in ("id", "host", "pid", "target", "slots", "version")},
         "web": {name: keeper[name] for name in ("pid", "generation", "clients")} if keeper and ours else None,
+        "stage": jsonpages.stage_of(row),
         "molds": jsonpages.molds_json(row),
         "started_at": jsonpages.iso(row.started_at),
         "lease_until": jsonpages.iso(row.lease_until),
@@ -90,24 +91,26 @@ def _supervisor_json(row: SupervisorRow, keeper: Keeper | None) -> dict[str, Any
 
 
 def _print_supervisors(supervisors: Sequence[SupervisorRow], keeper: Keeper | None) -> None:
-    from forkrunner import terminal, wording
+    from forkrunner import jsonpages, terminal, wording
 
-    columns = ("HOST", "PID", "RUNS", "SLOTS", "MOLDS", "SINCE", "LEASE", "VERSION")
+    columns = ("HOST", "PID", "RUNS", "STAGE", "SLOTS", "MOLDS", "SINCE", "LEASE", "VERSION")
     table = terminal.Table(*columns, keep=("PID", "MOLDS"), drop=("VERSION", "SINCE", "HOST"))
     now = clock.utc()
     for row in supervisors:
         lease = row.lease_until and wording.distance(row.lease_until, now)
         over = row.lease_until is not None and row.lease_until < now
+        stage = jsonpages.stage_of(row)
         table.add(
             row.host,
             row.pid,
             row.target,
+            stage,
             row.slots,
             wording.molds_words(row),
             row.started_at and wording.distance(row.started_at, now),
             f"over {lease}" if over else f"ends {lease}",
             row.version,
-            colours={"LEASE": "red"} if over else None,
+            colours={"LEASE": "red" if over else "", "STAGE": "" if stage == "serving" else "yellow"},
         )
     print(table)
     if keeper is not None:
