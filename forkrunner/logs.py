@@ -42,6 +42,11 @@ class Logs:
         if row.state is State.BUSY and row.attempt not in ended and number in (None, row.attempt):
             return self._show_running(row, as_json)
         attempt = ended.get(number) if number is not None else next(reversed(ended.values()), None)
+        if attempt is None and number is None:
+            # nothing was asked for that does not exist
+            waits = "it never ran" if row.state in ENDED else "it has not started yet"
+            complain(f"job {row.id} is {row.state}: {waits}")
+            return BAD
         if attempt is None:
             known = f"ended: {', '.join(map(str, ended)) or 'none'}"
             complain(f"job {row.id} has no such attempt ({known}; state {row.state})")

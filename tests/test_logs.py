@@ -115,6 +115,16 @@ def test_elsewhere_it_is_said_where_to_look(bed: Bed) -> None:
     bed.store.deregister("s")
 
 
+def test_of_a_job_that_has_not_started_that_is_said(bed: Bed) -> None:
+    id = bed.put("noop")
+    for cancelled, words in ((False, "pending: it has not started yet"), (True, "cancelled: it never ran")):
+        if cancelled:
+            bed.store.cancel(id)
+        assert bed.cli.run("log", "jobs:runner", id, status=1).stderr == f"forkrunner: job {id} is {words}\n"
+    found = bed.cli.run("log", "jobs:runner", id, "--attempt", "2", status=1)
+    assert "has no such attempt (ended: none; state cancelled)" in found.stderr
+
+
 def test_follow_says_what_it_does_not_go_with(bed: Bed) -> None:
     id = bed.put("noop")
     found = bed.cli.run("log", "jobs:runner", id, "-f", "--json", status=2)
