@@ -243,12 +243,12 @@ def _nothing() -> None:
 
 def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, Any]:
     """Say how an attempt ended that raised: one line per way."""
-    if isinstance(error, LeaveJob):
+    if left := leave_in(error):
         return {
             "kind": "outcome",
-            "outcome": error.outcome,
-            "error_message": str(error),
-            "cursor": error.cursor,
+            "outcome": left.outcome,
+            "error_message": str(left),
+            "cursor": left.cursor,
         }
     bounds = job.get("limits")
     breach = None
@@ -281,6 +281,26 @@ def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, An
         for name in ("error_message", "traceback"):
             report[name] = scrub(report[name], secrets)
     return report
+
+
+def leave_in(error: BaseException) -> LeaveJob | None:
+    """Return how a job left: `error`, or in groups the first of its kind; None if it has not left.
+
+    An asyncio.TaskGroup wraps what its tasks raise. What leaving has cancelled may be in the group too; an error, an exit
+    or a Ctrl-C may not: that has happened beside it, and is not to be lost.
+    """
+    found = None
+    # no recursion: a group may be as deep as the stack allows
+    left = [error]
+    while left:
+        one = left.pop()
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions[::-1]
+        elif isinstance(one, LeaveJob):
+            found = found or one
+        elif isinstance(one, (Exception, SystemExit, KeyboardInterrupt)):
+            return None
+    return found
 
 
 def _type_name(kind: type) -> str:

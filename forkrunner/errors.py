@@ -130,7 +130,8 @@ class LeaveJob(BaseException):
     """A job leaves at a safe point.
 
     Not an Exception, like SystemExit: `except Exception` in a task must not keep the job from leaving. Whoever
-    catches it to tidy up raises it again; a task that does not is asked again at its next safe point.
+    catches it to tidy up raises it again; a task that does not is asked again at its next safe point. In a group of
+    exceptions, as asyncio.TaskGroup makes one, it counts as by itself, unless there is an error beside it.
     """
 
     def __init__(self, message: str, outcome: str = "requeued", cursor: str | None = None) -> None:

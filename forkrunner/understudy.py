@@ -9,8 +9,9 @@ import os
 import shutil
 import sys
 
+from .child import leave_in
 from .current import current
-from .errors import ForkrunnerError, LeaveJob
+from .errors import ForkrunnerError
 from .filenames import safe_name
 from .filing import Files
 from .session import Work  # before the fork: a task has not the time for it
@@ -60,10 +61,8 @@ class Understudy:
         """Call the function; where it raises a person may look around."""
         try:
             return self._task.run(*args, **kwargs)
-        except LeaveJob:
-            raise
         except BaseException as error:
-            if self._pdb:
+            if self._pdb and not leave_in(error):
                 _look_around(error)
             raise
 

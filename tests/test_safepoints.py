@@ -105,6 +105,37 @@ async def count_async() -> None:
 
 
 @runner.task
+async def count_in_groups(beside: str = "") -> None:
+    """Pass safe points in a group within a group; `beside` says what a task beside it does when that is cancelled."""
+    import asyncio
+
+    async def loop() -> None:
+        while True:
+            await asyncio.sleep(0.01)
+            safe_point("in groups")
+
+    async def inner() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(loop())
+
+    async def other() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError as error:
+            note("cancelled")
+            if beside == "raises":
+                raise ValueError("not tidy") from None
+            if beside == "wraps":
+                raise BaseExceptionGroup("tidied up", [error]) from None
+            raise
+
+    begin()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(inner())
+        group.create_task(other())
+
+
+@runner.task
 def fork_and_count() -> int:
     """Let only a child pass safe points; it is not the job, and does not leave."""
     safe_point()
@@ -490,6 +521,40 @@ def test_term_while_jobs_pass_safe_points(bed: Bed) -> None:
         assert result(row) == [cursor, 100]
     bed.check_history(ids)
     bed.stop(supervisor)
+
+
+@pytest.mark.parametrize(("beside", "left"), [("", True), ("wraps", True), ("raises", False)])
+def test_a_safe_point_in_a_group_of_tasks(sqlite_bed: Bed, beside: str, left: bool) -> None:
+    """It comes wrapped, also twice; an error of another task is not lost for it."""
+    bed = sqlite_bed
+    supervisor = bed.start(grace=LONG)
+    id = bed.put("count_in_groups", {"beside": beside})
+    bed.wait_noted("start", id)
+    bed.store.cancel(id)
+    row = bed.ended(id)
+    (attempt,) = row.attempts
+    assert len(bed.noted("cancelled", id)) == 1
+    if left:
+        assert (row.state, attempt.outcome, attempt.error_type) == (State.CANCELLED, Outcome.CANCELLED, None)
+        assert row.cursor == '"in groups"'
+    else:
+        assert (attempt.outcome, attempt.error_type) == (Outcome.RAISED, "BaseExceptionGroup")
+        assert "ValueError: not tidy" in str(attempt.traceback)
+    bed.stop(supervisor)
+
+
+def test_a_stop_while_a_group_of_tasks_passes_safe_points(sqlite_bed: Bed) -> None:
+    supervisor = sqlite_bed.start(grace_period=LONG)
+    id = sqlite_bed.put("count_in_groups")
+    sqlite_bed.wait_noted("start", id)
+    sqlite_bed.stop(supervisor)
+    row = sqlite_bed.row(id)
+    assert (row.state, row.tries, row.cursor, outcomes(row)) == (
+        State.PENDING,
+        0,
+        '"in groups"',
+        ["requeued"],
+    )
 
 
 @pytest.mark.core
