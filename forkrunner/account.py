@@ -8,7 +8,7 @@ import os
 from . import channel, child, clock, process, scratch
 from .libc import LINUX
 from .oom import OomKiller
-from .verdict import judge
+from .verdict import end_of, judge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ class Account:
         if data != child.DONE_WITH_NULL or written or status or dead.why:
             if len(data) == _REPORT_SIZE:
                 data = scratch.contents(dead.report)
-            stacks, _, frame = data.partition(child.REPORT_MARK)
-            header, body = judge(dead, status, _report(frame), self._oom_killer.judge)
+            stacks, report, end = read_report(data)
+            dead.answered = report is not None and end <= dead.said
+            header, body = judge(dead, status, report, self._oom_killer.judge)
             header["kind"] = "ended"
             if stacks:
                 header["stacks"] = stacks[-_REPORT_SIZE:].decode("utf-8", "replace")
@@ -69,10 +70,14 @@ class Account:
                     whole = scratch.head_and_tail(dead.output, output_limit, dead.cut)
                     header["output"] = len(whole)
                     body += whole
-            if dead.steps is not None:
-                dead.note(
-                    "ended", now, detail=str(header.get("signal") or f"exit status {header['exit_status']}")
-                )
+            # a hook was, or has ended the process
+            cut_short = dead.answered and status != 0
+            if dead.steps is not None or cut_short:
+                how = str(header.get("signal") or f"exit status {header['exit_status']}")
+                if cut_short:
+                    # not the status that sys.exit was given in the task
+                    how = f"{end_of(status)}, when its outcome was on record"
+                dead.note("ended", now, detail=how)
                 header["steps"] = dead.steps
             words = json.dumps(header, separators=(",", ":"))[1:]
         facts = _FACTS % (
@@ -94,9 +99,18 @@ class Account:
         return channel.pack_raw((facts + words).encode(), body)
 
 
-def _report(frame: bytes) -> child.Message | None:
-    """Read what a child has reported; nothing if it did not finish, or a job has written into it."""
+def read_report(data: bytes) -> tuple[bytes, child.Message | None, int]:
+    """Read a report file: the stacks in it, what the child has reported, and where that ends.
+
+    No report if the child did not finish it, or a job has written into it; then only what stands before it is shown.
+    """
+    mark = child.REPORT_MARK
+    stacks, _, rest = data.partition(mark)
     try:
-        return channel.unpack(frame)
+        length = channel.length(rest)
+        if length and rest[length : length + 1] == mark:
+            report = channel.unpack(rest[:length])
+            return stacks + rest[length + 1 :], report, len(stacks) + length + 2
     except channel.Garbled:
-        return None
+        pass
+    return stacks, None, 0

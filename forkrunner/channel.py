@@ -13,7 +13,8 @@ mold → supervisor    `up` or `broken` once · `ended` (body: result, output) o
                      exactly once · `alive`
 mold → child         `run`, the same frame, through a pipe
 child → mold         `outcome`, once, into a file that the mold reads when the child is dead:
-                     it never blocks, may be of any size, and half of one is as good as none
+                     it never blocks, may be of any size, and half of one is as good as none;
+                     stacks may stand before it and behind it
 """
 
 from __future__ import annotations
@@ -69,6 +70,15 @@ def unpack(data: bytes) -> tuple[Header, bytes] | None:
         return None
     head, end = _sizes(data)
     return None if len(data) != end else (_read(data[_START:head]), data[head:])
+
+
+def length(data: bytes) -> int:
+    """Return how long the frame is that `data` begins with; 0 if not even its sizes are there.
+
+    Raises:
+        Garbled: it is no frame.
+    """
+    return 0 if len(data) < _START else _sizes(data)[1]
 
 
 def _read(head: bytes) -> Header:

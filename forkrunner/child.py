@@ -36,12 +36,13 @@ if TYPE_CHECKING:
     #: pipe), its title, and the function itself if calling that is all that the job asks for.
     Start = tuple[Message | None, bytes, Callable[[], Any] | None]
 
-#: Separates what faulthandler wrote into the report file from the frame: no stack holds a NUL.
+#: Stands before and behind the frame in the report file, since faulthandler may write there before it and after it. No
+#: stack holds a NUL: so half a frame does not become whole by what is written behind it.
 REPORT_MARK = b"\0"
 _DONE = json.dumps({"kind": "outcome", "outcome": "done"}).encode()
 _DONE_AND_TOLD = json.dumps({"kind": "outcome", "outcome": "done", "progress": True}).encode()
 #: The commonest report of all, of a task that said and returned nothing; made before the fork.
-DONE_WITH_NULL = REPORT_MARK + channel.pack_raw(_DONE, b"null")
+DONE_WITH_NULL = REPORT_MARK + channel.pack_raw(_DONE, b"null") + REPORT_MARK
 #: Characters of a traceback and of a message in a report; what is longer would not fit into a header.
 _TRACEBACK_LIMIT = _MESSAGE_LIMIT = 64 * 1024
 #: Fields of a job's header that ask for something to be done before the task is called.
@@ -163,11 +164,12 @@ def attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable[
             header = _DONE_AND_TOLD if current.told else _DONE
             if place.files is not None and place.files.rows:
                 header = _with_files(header, place.files.rows)
-            report = REPORT_MARK + channel.pack_raw(header, result.encode())
+            report = REPORT_MARK + channel.pack_raw(header, result.encode()) + REPORT_MARK
         if current.work is not None:
             current.work.commit()
     except BaseException as error:  # noqa: BLE001 - how an attempt ends is judged here, and nowhere else
-        report = REPORT_MARK + channel.pack(_judge(error, job, place.tasks[job["task"]]))
+        frame = channel.pack(_judge(error, job, place.tasks[job["task"]]))
+        report = REPORT_MARK + frame + REPORT_MARK
         error.__traceback__ = None
     if bare is None and "limits" in job:
         limits.lift()

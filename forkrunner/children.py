@@ -11,7 +11,8 @@ child that is paused.
 Always true between two turns of the mold's loop:
 (1) a pid is in at most one of `spares` and `busy`;
 (2) a busy child has a job, and leaves `busy` only by `died`;
-(3) once a killing has begun its reason stays: a late outcome does not change the verdict.
+(3) once a killing has begun its reason stays: a late outcome does not change the verdict, and one that was on record
+    before it is not changed by it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Child:
     """One forked process: a spare at first, then one attempt of one job."""
 
     __slots__ = (
+        "answered",
         "asked",
         "cpu",
         "cut",
@@ -56,6 +58,7 @@ class Child:
         "pipe",
         "ran",
         "report",
+        "said",
         "stage",
         "started",
         "started_wall",
@@ -86,6 +89,10 @@ class Child:
         self.paused_for = 0.0
         #: Something about it is written on the board.
         self.asked = False
+        #: Bytes in its report file when the ladder began: a report that ends behind them is late.
+        self.said = FOREVER
+        #: Its report was there, whole and not late: known when it has ended.
+        self.answered = False
         #: What was done to end it by force, and when; None while nothing was.
         self.steps: list[dict[str, Any]] | None = None
         #: The middle of its output was given up.

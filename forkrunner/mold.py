@@ -396,11 +396,15 @@ class Mold:
         for victim, step in self.children.overdue(now):
             if step == NEAR:
                 self.wanted.ask(victim, safepoint.NEAR_LIMIT)
-            elif step == DUMP:
+                continue
+            if victim.said == FOREVER:
+                # before the first signal, which may hasten the report. Keeps (3) of children.py
+                victim.said = scratch.size(victim.report)
+            if step == DUMP:
                 process.kill(victim.pid, stacks.DUMP_SIGNAL)
                 victim.note("stacks", now)
             elif step == TERM:
-                if not scratch.size(victim.report):
+                if scratch.size(victim.report) == victim.said:
                     # signals blocked, or stopped, or deep in the kernel: who cannot be asked is looked at
                     victim.note("no stacks", now, **measure.blocked_in(victim.pid))
                 # a stopped process sees TERM only when it goes on

@@ -173,8 +173,9 @@ def _attempt(attempt: Attempt, now: datetime) -> Iterator[str]:
         facts.append(("ran on", short(", ".join(place))))
     yield from _facts(facts)
     if steps := "\n".join(step_lines(attempt)):
-        forced = any(step.get("step") in ("TERM", "KILL") for step in steps_of(attempt))
-        yield from _block("ended by force" if forced else "asked to leave", steps)
+        done = {step.get("step") for step in steps_of(attempt)}
+        title = "ended by force" if done & {"TERM", "KILL"} else "asked to leave"
+        yield from _block(title if done != {"ended"} else "cut short", steps)
     more = (attempt.error_message or "").strip()
     # the first line stands above, and a traceback ends with all of it
     if "\n" in more and not attempt.traceback:

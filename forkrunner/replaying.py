@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import channel, child, clock, descriptors, leaving, process, scratch, signals, stacks
+from .account import read_report
 from .application import make_place
 from .current import current
 from .job import Outcome
@@ -179,8 +180,7 @@ def _here(place: child.Place, message: Message) -> Ended:
     child.attempt(place, message[0], message[1], None)
     stacks.end_never()
     ran = clock.monotonic() - start
-    _, _, frame = scratch.contents(report).partition(child.REPORT_MARK)
-    header, body = channel.unpack(frame) or (
+    header, body = read_report(scratch.contents(report))[1] or (
         {"outcome": "exited", "error_message": "there is no report"},
         b"",
     )

@@ -32,15 +32,16 @@ def judge(
         facts["exit_status"] = exit_status
     else:
         facts["signal"] = _signal_name(-exit_status)
-    if dead.why is not None and dead.stage >= DUMP:
-        # also if it reported meanwhile: the dump's signal ends blocking calls early
+    if dead.why is not None and dead.stage >= DUMP and not dead.answered:
+        # also if it reported meanwhile: the dump's signal ends blocking calls early. What was cut short is the hooks of
+        # one that had reported before
         outcome, sentence = dead.why
         if outcome == "timed_out":
             sentence += f" (ended after {dead.ran - dead.paused_for:.2f} s)"
         return {"outcome": outcome, "error_message": sentence, **facts}, b""
     if report is not None:
         header, body = report
-        if dead.why is not None and header["outcome"] == dead.why[0]:
+        if dead.why is not None and header["outcome"] == dead.why[0] and "cursor" in header:
             # it left at a safe point, and need not know why it was to
             header["error_message"] = dead.why[1]
         return {**facts, **header}, body
@@ -77,6 +78,12 @@ def judge(
                 "memory", bounds, f"it had {units.show_bytes(dead.peak)} of its own"
             )
     return {"outcome": outcome, "error_message": sentence, **facts}, b""
+
+
+def end_of(status: int) -> str:
+    """Word how a process ended."""
+    exit_status = os.waitstatus_to_exitcode(status)
+    return f"exit status {exit_status}" if exit_status >= 0 else _signal_name(-exit_status)
 
 
 def _signal_name(number: int) -> str:

@@ -337,6 +337,16 @@ def loop_over_exceptions() -> None:
 
 
 @runner.task
+def return_at_term() -> str:
+    """Take TERM for a wish, and return something after all."""
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    while not told:
+        time.sleep(0.01)
+    return "late"
+
+
+@runner.task
 def loop_stopped() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(60)

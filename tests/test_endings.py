@@ -71,6 +71,7 @@ CASES = {
     "busy loop": Case("loop_in_python", {}, SHORT),
     "signals blocked": Case("loop_over_signals", {}, SHORT),
     "signals refused": Case("loop_over_exceptions", {}, SHORT),
+    "returns at TERM": Case("return_at_term", {}, SHORT),
     "stopped": Case("loop_stopped", {}, SHORT),
     "program": Case("loop_with_program", {}, SHORT),
     "fills memory": Case("fill", {}, {"memory": 100 * MB}),
@@ -384,6 +385,15 @@ def test_times_out(endings: Endings, name: str, mark: str) -> None:
 def test_times_out_and_refuses_to_end(endings: Endings, name: str) -> None:
     attempt = endings[name]
     assert (attempt.outcome, attempt.signal) == (Outcome.TIMED_OUT, "SIGKILL")
+
+
+def test_times_out_and_returns_then(endings: Endings) -> None:
+    """What it says after the killing has begun changes nothing, though it ends in peace."""
+    row, attempt = endings.rows["returns at TERM"], endings["returns at TERM"]
+    assert (row.state, row.result, attempt.outcome) == (State.FAILED, None, Outcome.TIMED_OUT)
+    assert (attempt.exit_status, attempt.signal) == (0, None)
+    assert "in return_at_term" in str(attempt.stacks)
+    assert steps(attempt)[-1]["detail"] == "exit status 0"
 
 
 def test_times_out_while_it_is_stopped(endings: Endings) -> None:

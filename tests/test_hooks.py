@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,16 @@ import pytest
 
 from forkrunner import ConfigError, Runner
 from forkrunner.job import Outcome, State
+from forkrunner.records import Attempt
 from forkrunner.safety import EFFECTS, kind_of_file
-from tests.running import LONG, SOURCE, Bed
+from tests.running import LONG, SOURCE, Bed, line_of
 from tests.support import Cli, wait_until
 
 HOOKS = """
 # ------------------------------------------------------------------------------ test_hooks.py
 
 calls = []
+limitless = []
 
 
 @runner.before_fork
@@ -54,6 +58,15 @@ def flush() -> None:
         time.sleep(1000)
     if how == "hang in C":
         re.match(r"(a+)+$", "a" * 60 + "b")
+    if how == "segfault":
+        segfault()
+    if how == "abort":
+        abort()
+    if how == "kill":
+        kill_itself(signal.SIGKILL)
+    if how == "fill":
+        limitless.append(b"x" * (150 << 20))
+        time.sleep(1000)
 
 
 @runner.before_exit
@@ -135,6 +148,63 @@ def test_a_before_exit_hook_that_hangs_is_ended_and_changes_nothing(sqlite_bed: 
     assert "in flush\n" in output
     assert bed.noted("exit2") == []
     bed.stop(supervisor)
+
+
+def steps_of(attempt: Attempt) -> list[str]:
+    return [step["step"] for step in json.loads(attempt.steps or "[]")]
+
+
+@pytest.mark.parametrize(
+    ("how", "signum"), [("segfault", "SIGSEGV"), ("abort", "SIGABRT"), ("kill", "SIGKILL")]
+)
+def test_a_before_exit_hook_that_crashes_changes_nothing_and_is_shown(
+    sqlite_bed: Bed, how: str, signum: str
+) -> None:
+    bed = sqlite_bed
+    supervisor = bed.start(env={"BEFORE_EXIT": how})
+    id = bed.put("tell", options={"backoff": 0.05})
+    row = bed.ended(id)
+    (attempt,) = row.attempts
+    assert (row.state, attempt.outcome, attempt.signal) == (State.DONE, Outcome.DONE, signum)
+    assert (row.crashes, bool(row.result)) == (0, True)
+    assert [line.event for line in bed.ledger()] == ["start", "exit1"]
+    if how != "kill":
+        assert f'jobs.py", line {line_of(how)} in {how}' in str(attempt.stacks)
+    assert steps_of(attempt) == ["ended"]
+    shown = bed.cli.run("show", "jobs:runner", id).stdout
+    assert re.search(rf"cut short\n +\S+ s  ended: {signum}, when its outcome was on record", shown), shown
+    bed.stop(supervisor)
+
+
+@pytest.mark.parametrize("limit", ["timeout", "memory", "cancel"])
+def test_a_before_exit_hook_that_is_ended_by_force_changes_nothing(bed: Bed, limit: str) -> None:
+    supervisor = bed.start(env={"BEFORE_EXIT": "fill" if limit == "memory" else "hang"}, exit_timeout=600)
+    options = {"timeout": {"timeout": 1}, "memory": {"memory": 50_000_000}}.get(limit, {})
+    id = bed.put("tell", options={"grace": 0.3, "backoff": 0.05, "max_attempts": 2} | options)
+    if limit == "cancel":
+        bed.wait_noted("exit1", id)
+        bed.store.cancel(id)
+    row = bed.ended(id)
+    (attempt,) = row.attempts
+    assert (row.state, attempt.outcome, attempt.signal) == (State.DONE, Outcome.DONE, "SIGTERM")
+    assert (attempt.error_message, bool(row.result)) == (None, True)
+    reason = {"timeout": "timed_out", "memory": "over_memory", "cancel": "cancelled"}[limit]
+    assert steps_of(attempt) == [reason, "stacks", "TERM", "ended"]
+    assert "in flush\n" in str(attempt.stacks)
+    shown = bed.cli.run("show", "jobs:runner", id).stdout
+    assert "ended by force\n" in shown
+    assert "SIGTERM, when its outcome was on record\n" in shown
+    bed.stop(supervisor)
+
+
+def test_a_hook_that_hangs_after_a_task_that_raised_changes_nothing(sqlite_bed: Bed) -> None:
+    supervisor = sqlite_bed.start(env={"BEFORE_EXIT": "hang"}, exit_timeout=600)
+    row = sqlite_bed.ended(sqlite_bed.put("boom", options={"timeout": 1, "grace": 0.3}))
+    (attempt,) = row.attempts
+    assert (row.state, row.error, attempt.outcome) == (State.FAILED, "ValueError: no good", Outcome.RAISED)
+    assert "in boom" in str(attempt.traceback)
+    assert "in flush\n" in str(attempt.stacks)
+    sqlite_bed.stop(supervisor)
 
 
 def test_an_after_fork_hook_that_raises_is_the_attempts_error(sqlite_bed: Bed) -> None:

@@ -6,6 +6,8 @@ import signal
 
 import pytest
 
+from forkrunner import channel
+from forkrunner.account import read_report
 from forkrunner.children import DUMP, RUNNING, TERM, Child
 from forkrunner.job import Outcome
 from forkrunner.verdict import UNREPORTED, judge
@@ -69,6 +71,28 @@ def test_a_report_that_came_after_the_killing_began_changes_nothing():
     for stage in (DUMP, TERM):
         assert judge(dead(why, stage), exited(0), DONE, never)[0]["outcome"] == "timed_out"
     assert judge(dead(why, RUNNING), exited(0), DONE, never)[0]["outcome"] == "done"
+
+
+@pytest.mark.parametrize("status", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV, exited(1)])
+def test_a_report_that_was_there_before_the_killing_began_stays(status):
+    child = dead(("over_memory", "it had too much"), TERM)
+    child.answered = True
+    assert judge(child, status, DONE, never)[0]["outcome"] == "done"
+    report = ({"kind": "outcome", "outcome": "over_memory", "error_message": "its own"}, b"")
+    assert judge(child, status, report, never)[0]["error_message"] == "its own"
+
+
+def test_a_report_is_found_between_stacks_and_half_of_one_is_none():
+    report = ({"kind": "outcome", "outcome": "done"}, b'"' + b"x" * 1000 + b'"')
+    file = b"\0" + channel.pack(*report) + b"\0"
+    assert read_report(file) == (b"", report, len(file))
+    assert read_report(b"before\n" + file + b"behind\n") == (b"before\nbehind\n", report, 7 + len(file))
+    for length in range(len(file)):
+        # also if what stands behind makes it as long as the whole
+        for behind in (b"", b"s" * (len(file) - length), b"s" * 2000):
+            assert read_report(b"before\n" + file[:length] + behind)[1] is None
+    assert read_report(b"\0something that a job has written\n" + file) == (b"", None, 0)
+    assert read_report(b"only stacks") == (b"only stacks", None, 0)
 
 
 @pytest.mark.parametrize(
