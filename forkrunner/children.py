@@ -30,6 +30,8 @@ DUMP_TIME = 0.2
 #: A process that survives KILL sits in the kernel; it is told again this often, seconds.
 AGAIN = 1.0
 FOREVER = float("inf")
+#: How old a job is when its programs are looked at for the first time, seconds.
+WEIGH_FROM = 0.1
 #: Limits that the mold enforces by looking.
 WATCHED = frozenset({"memory", "cpu_seconds"})
 
@@ -63,6 +65,7 @@ class Child:
         "started",
         "started_wall",
         "steps",
+        "weigh_at",
         "why",
     )
 
@@ -87,6 +90,8 @@ class Child:
         #: Since when it stands still, None if it runs; and for how long it did before, seconds.
         self.paused_at: float | None = None
         self.paused_for = 0.0
+        #: When its programs are looked at; most jobs have ended by then.
+        self.weigh_at = FOREVER
         #: Something about it is written on the board.
         self.asked = False
         #: Bytes in its report file when the ladder began: a report that ends behind them is late.
@@ -141,6 +146,7 @@ class Children:
         """Note that `child` runs `job` from now on; `timeout` and `grace` are in the job's header."""
         child.job = job
         child.started, child.started_wall = now, wall
+        child.weigh_at = now + WEIGH_FROM
         child.grace = job.get("grace", child.grace)
         if "timeout" in job:
             child.deadline = now + job["timeout"]

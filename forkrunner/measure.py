@@ -39,6 +39,34 @@ def tree(pid: int, inherited: int) -> tuple[int, float, int]:
     return memory, sum(map(_cpu, family)), len(family)
 
 
+def programs(pid: int) -> int:
+    """Return the most that each program which a job runs has had in memory so far, added up, bytes.
+
+    A program has begun with nothing. A fork of this process has begun with all of it: it is left out, and counts
+    for what the kernel says at its end.
+    """
+    started = descendants(pid)
+    if not started:
+        return 0
+    ours = _image(pid)
+    most: dict[bytes, int] = {}
+    for one in started:
+        # forks of one program share memory, and count once
+        image = _image(one)
+        if image != ours:
+            most[image] = max(most.get(image, 0), _sizes(f"/proc/{one}/status", (b"VmHWM:",))[0])
+    return sum(most.values())
+
+
+def _image(pid: int) -> bytes:
+    """Return what forks have in common and programs have not: where the stack begins, which the kernel draws by lot."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[25]
+    except (OSError, IndexError):
+        return b""
+
+
 def _quick(pid: int) -> tuple[int, int, int]:
     """Return (anonymous, anonymous again, shared memory), bytes; zeros if it is gone."""
     found = _sizes(f"/proc/{pid}/status", (b"RssAnon:", b"VmSwap:", b"RssShmem:"))

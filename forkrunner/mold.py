@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at how much the busy children have written.
 _CUT_EVERY = 0.1
+#: The memory of its programs is looked at when a job is so much older than at the last look, but once a second at
+#: least: of one that runs for long they do so too, or there are many.
+_WEIGH_AFTER = 1 / 8
 #: What the pipe of a spare takes at once; a longer job gets a child that inherits it.
 _PIPE_SIZE = 60_000
 
@@ -435,7 +438,14 @@ class Mold:
         for busy in self.children.busy.values():
             if scratch.cut(busy.output, self.output_limit):
                 busy.cut = True
+            if now >= busy.weigh_at:
+                self.weigh(busy, now)
         self.cut_at = now + _CUT_EVERY if self.children.busy else FOREVER
+
+    def weigh(self, busy: Child, now: float) -> None:
+        """Look at what the programs of a job have in memory while they run: later nothing tells it."""
+        busy.peak = max(busy.peak, measure.programs(busy.pid))
+        busy.weigh_at = now + min(max(_CUT_EVERY, (now - busy.started) * _WEIGH_AFTER), 1.0)
 
     # --------------------------------------------------------------------- to the supervisor
 

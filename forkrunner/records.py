@@ -41,7 +41,8 @@ class Attempt:
     output_tail: str | None = None
     cpu_user_seconds: float | None = None
     cpu_system_seconds: float | None = None
-    #: Its own peak, without the pages that it shared with the mold at the start.
+    #: The most that it had beyond what it shared with the mold at the start; or that the programs which it ran had
+    #: together, as far as they were seen, if that is more.
     peak_memory_bytes: int | None = None
     task: str | None = None
     #: From when it was due, or given back, to when its process began.

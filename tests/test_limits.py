@@ -215,6 +215,50 @@ def test_a_limit_of_memory_is_of_the_jobs_own(cli: Cli, database: str) -> None:
         bed.stop(supervisor)
 
 
+STARTERS = """
+import os, subprocess, sys, time
+from forkrunner import Runner
+
+runner = Runner()
+ballast = b"x" * (300 << 20)
+PROGRAM = "import sys, time; block = b'a' * (int(sys.argv[1]) << 20); time.sleep(1)"
+
+
+@runner.task
+def run(megabytes: int, count: int) -> None:
+    for program in [subprocess.Popen([sys.executable, "-c", PROGRAM, str(megabytes)]) for _ in range(count)]:
+        program.wait()
+
+
+@runner.task
+def fork(megabytes: int) -> None:
+    if not os.fork():
+        block = b"a" * (megabytes << 20)
+        time.sleep(1)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_the_bill_of_a_job_under_a_large_application_has_what_its_programs_had(
+    cli: Cli, sqlite_database: str
+) -> None:
+    """Less than the application itself, so that the kernel's figure for the job with all its programs says nothing."""
+    with Bed(cli, sqlite_database, source=STARTERS) as bed:
+        supervisor = bed.start(slots=4)
+        ids = {
+            100: bed.put("run", {"megabytes": 100, "count": 1}),
+            200: bed.put("run", {"megabytes": 100, "count": 2}),
+            0: bed.put("run", {"megabytes": 0, "count": 0}),
+            # that has all of the application from its start
+            60: bed.put("fork", {"megabytes": 60}),
+        }
+        for megabytes, id in ids.items():
+            peak = bed.ended(id).attempts[0].peak_memory_bytes or 0
+            assert megabytes << 20 <= peak < (megabytes + 40) << 20, (megabytes, peak)
+        bed.stop(supervisor)
+
+
 GROUPED = """
 import mmap, subprocess, sys
 from forkrunner import Runner
