@@ -207,7 +207,11 @@ def _call(place: Place, task: Any, job: dict[str, Any], arguments: bytes) -> Any
         place.files.begin("result")
     else:
         args, kwargs = task.load(arguments)
-    return task.run(*args, **kwargs)
+    value = task.run(*args, **kwargs)
+    if "limits" in job and (spent := limits.cpu_spent(job["limits"])):
+        # here, since what it did in its session is not to be committed
+        raise limits.CpuSpent(spent)
+    return value
 
 
 def _with_files(header: bytes, rows: list[dict[str, Any]]) -> bytes:
@@ -253,11 +257,13 @@ def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, An
             "cursor": left.cursor,
         }
     bounds = job.get("limits")
-    breach = None
+    breach = spent = None
     if bounds:
         # else this report could not be made, for want of memory or files
         limits.lift()
-        breach = limits.reached(error, bounds)
+        breach, spent = limits.reached(error, bounds), limits.cpu_spent(bounds)
+    if isinstance(error, limits.CpuSpent):
+        return {"kind": "outcome", "outcome": "over_cpu", "error_message": str(error)}
     report: dict[str, Any] = {
         "kind": "outcome",
         "outcome": "raised",
@@ -268,14 +274,18 @@ def _judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, An
     if isinstance(error, SystemExit):
         report |= {"outcome": "exited", "exit_status": _exit_status(error), "error_type": None}
         report["error_message"] = f"the task called sys.exit({_text_of(error)})"
+        breach = spent
     elif isinstance(error, MemoryError) and breach:
         report |= {"outcome": "over_memory", "error_message": breach}
     elif isinstance(error, Exception):
         report["retry"] = task.retryable(error)
         if isinstance(error, UserError):
+            # its words are for users, who need not know of what it did not speak of
             report["user"] = True
-        if breach:
-            report["error_message"] += f" ({breach})"
+        else:
+            breach = breach or spent
+    if breach and report["outcome"] in ("raised", "exited"):
+        report["error_message"] += f" ({breach})"
     report["traceback"] = _traceback_of(error)
     if _SECRET in current.arguments:
         # before anybody has it: the row, the log, a browser

@@ -192,7 +192,7 @@ ENDINGS: Mapping[Outcome, str] = {
     Outcome.CRASHED: "the process was ended by a signal that was not ours; with its stacks for SIGSEGV, ABRT, BUS, FPE, ILL",
     Outcome.TIMED_OUT: "it ran longer than `timeout` and was killed",
     Outcome.OVER_MEMORY: "`MemoryError` under the task's `memory` limit; or with all that it started it had more, and was killed",
-    Outcome.OVER_CPU: "SIGXCPU at the task's `cpu_seconds`; or with all that it started it used more, and was killed",
+    Outcome.OVER_CPU: "SIGXCPU at the task's `cpu_seconds`; or with all that it started it used more, and was killed, or had used as much when it returned",
     Outcome.OUT_OF_MEMORY: "SIGKILL by the kernel's out-of-memory killer: its log names the pid, or a counter has moved",
     Outcome.CANCELLED: "somebody cancelled the job: it left at a safe point, or was killed",
     Outcome.REQUEUED: "it left at a safe point; or was killed because its supervisor stopped or could not renew its lease",

@@ -13,6 +13,7 @@ from . import cgroup, units
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 
@@ -63,6 +64,39 @@ def impose(limits: dict[str, Any], open_already: int) -> None:
             raise PermissionError(
                 f"its limit nice={limits['nice']} needs a privilege that this user lacks (CAP_SYS_NICE)"
             ) from error
+
+
+class CpuSpent(BaseException):
+    """A task has returned, and its CPU time is used up."""
+
+
+def cpu_spent(limits: dict[str, Any]) -> str | None:
+    """Say that this process, with what it has waited for, has reached its limit of CPU time; None if it has not."""
+    if "cpu_seconds" not in limits:
+        return None
+    used = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        used += usage.ru_utime + usage.ru_stime
+    if used < limits["cpu_seconds"]:
+        return None
+    return units.breach(
+        "cpu_seconds", limits, f"it used {used:.2f} s of CPU time, with the processes that it had started"
+    )
+
+
+def leave_cpu_to_mold(pids: Sequence[int]) -> None:
+    """Take the kernel's limit of CPU time, as far as it can be, from processes that a job has started.
+
+    They have inherited it, and would die of it alone: of that the job may say nothing, nor does its bill, since the
+    kernel counts ticks and strikes up to a tenth early. Their mold counts them with the job.
+    """
+    for pid in pids:
+        try:
+            _, hard = resource.prlimit(pid, resource.RLIMIT_CPU)
+            resource.prlimit(pid, resource.RLIMIT_CPU, (hard, hard))
+        except (AttributeError, OSError):  # gone, another user's, or not on this system
+            pass
 
 
 def lift() -> None:

@@ -9,6 +9,10 @@ import os
 
 from .process import descendants
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _TICK = os.sysconf("SC_CLK_TCK")
 #: Characters of a kernel stack that are kept.
 _STACK_LIMIT = 2000
@@ -24,19 +28,19 @@ def memory_of(pid: int) -> int:
     return _quick(pid)[0]
 
 
-def tree(pid: int, inherited: int) -> tuple[int, float, int]:
-    """Return what a job and all that it started have and used: (memory, bytes; CPU time, seconds; processes).
+def tree(pid: int, started: Sequence[int], inherited: int) -> tuple[int, float]:
+    """Return what a job and the processes that it `started` have and used: (memory, bytes; CPU time, seconds).
 
     Memory is what is in no file, swapped out or not, beyond the `inherited` bytes, and its share of shared memory.
     What a fork of the job still shares with it is counted once.
     """
-    family = (pid, *descendants(pid))
+    family = (pid, *started)
     memory = 0
     for one in family:
         # the exact figures cost milliseconds, and are needed only where memory is shared
-        anonymous, private, shared = _quick(one) if len(family) == 1 else _exact(one)
+        anonymous, private, shared = _exact(one) if started else _quick(one)
         memory += shared + (max(0, anonymous - inherited) if one == pid else min(anonymous, private))
-    return memory, sum(map(_cpu, family)), len(family)
+    return memory, sum(map(_cpu, family))
 
 
 def programs(pid: int) -> int:

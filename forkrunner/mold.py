@@ -19,7 +19,20 @@ import errno
 import os
 import signal
 
-from . import cgroup, channel, child, clock, leaving, measure, process, safepoint, scratch, stacks, units
+from . import (
+    cgroup,
+    channel,
+    child,
+    clock,
+    leaving,
+    limits,
+    measure,
+    process,
+    safepoint,
+    scratch,
+    stacks,
+    units,
+)
 from .account import Account
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
 from .current import current
@@ -381,10 +394,13 @@ class Mold:
         self.watch_at = now + _WATCH_EVERY
         for busy in self.children.watched.values():
             assert busy.job is not None
-            memory, cpu, count = measure.tree(busy.pid, busy.inherited)
+            started = process.descendants(busy.pid)
+            memory, cpu = measure.tree(busy.pid, started, busy.inherited)
             busy.peak = max(busy.peak, memory)
             bound = busy.job["limits"]
-            by = f" by {count} processes" if count > 1 else ""
+            if started and "cpu_seconds" in bound:
+                limits.leave_cpu_to_mold(started)
+            by = f" by {len(started) + 1} processes" if started else ""
             if memory > bound.get("memory", FOREVER):
                 got = f"{units.show_bytes(memory)} of its own{by}"
                 sentence = f"more than its memory limit of {units.show_bytes(bound['memory'])}: {got}"

@@ -24,7 +24,7 @@ import tempfile
 import time
 from typing import Any, NoReturn
 
-from forkrunner import Runner, current_job, progress
+from forkrunner import Runner, UserError, current_job, progress
 
 runner = Runner()
 
@@ -398,6 +398,19 @@ def burn_for_ever(deaf: bool) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGXCPU])
     while True:
         pass  # here: burn_for_ever
+
+
+@runner.task
+def burn_and_raise(seconds: float, how: str) -> None:
+    burn(seconds)
+    if how == "exit":
+        sys.exit(3)
+    raise (UserError if how == "user" else ValueError)("no good")
+
+
+@runner.task
+def burn_in_a_program() -> int:
+    return subprocess.run([sys.executable, "-c", "while True: pass"]).returncode
 
 
 @runner.task

@@ -81,6 +81,11 @@ CASES = {
     "swallows MemoryError": Case("swallow_memory_error", {}, {"memory": 100 * MB}),
     "burns": Case("burn_for_ever", {"deaf": False}, {"cpu_seconds": 1}),
     "burns, deaf": Case("burn_for_ever", {"deaf": True}, {"cpu_seconds": 0.5, "grace": 0.3}),
+    "burns and returns": Case("burn", {"seconds": 0.55}, {"cpu_seconds": 0.5, "grace": 0.3}),
+    "burns less": Case("burn", {"seconds": 0.3}, {"cpu_seconds": 0.5}),
+    **{f"burns, {how}": Case("burn_and_raise", {"seconds": 1.51, "how": how}, {"cpu_seconds": 1.5})
+       for how in ("raise", "exit", "user")},
+    "burns in a program": Case("burn_in_a_program", {}, {"cpu_seconds": 1, "grace": 0.3}),
     "burns in programs": Case("burn_in_programs", {}, {"cpu_seconds": 0.6, "grace": 0.3}),
     "opens 20 files": Case("open_many", {"count": 20}, {"open_files": 25}),
     "opens 30 files": Case("open_many", {"count": 30}, {"open_files": 25}),
@@ -461,6 +466,39 @@ def test_uses_up_cpu_time_that_no_limit_of_one_process_sees(endings: Endings, na
     assert (row.state, attempt.outcome) == (State.FAILED, Outcome.OVER_CPU)
     pattern = rf"over cpu: more than its limit of 0\.[56] s of CPU time \(cpu_seconds\): \d\.\d\d s{count}"
     assert re.fullmatch(pattern, str(row.error)), row.error
+
+
+def test_uses_up_its_cpu_time_in_a_program(endings: Endings) -> None:
+    """The program does not die of it alone, by a limit of the kernel's that it has inherited."""
+    row, attempt = endings.rows["burns in a program"], endings["burns in a program"]
+    assert (row.state, row.result, attempt.outcome) == (State.FAILED, None, Outcome.OVER_CPU)
+    assert re.fullmatch(r"over cpu: more than its limit of 1 s .*: 1\.\d\d s by 2 processes", str(row.error))
+
+
+def test_has_used_up_its_cpu_time_when_it_returns(endings: Endings) -> None:
+    """Who is not seen above the limit by then is no better than who is."""
+    row, attempt = endings.rows["burns and returns"], endings["burns and returns"]
+    assert (row.state, row.result, attempt.outcome) == (State.FAILED, None, Outcome.OVER_CPU)
+    assert re.fullmatch(
+        r"over cpu: (its limit cpu_seconds is 0\.5 s: it used|more than its limit) .*", str(row.error)
+    )
+    if attempt.steps is None:
+        assert re.search(r"0\.5\d s of CPU time, with the processes that it had started$", str(row.error))
+    assert endings.rows["burns less"].state == State.DONE
+
+
+def test_has_used_up_its_cpu_time_when_it_raises(endings: Endings) -> None:
+    """What it raised counts, and the limit is named all the same, but not to users."""
+    words = {"raise": "no good", "exit": "the task called sys.exit(3)", "user": "no good"}
+    for how, text in words.items():
+        attempt = endings[f"burns, {how}"]
+        if attempt.outcome == Outcome.OVER_CPU:  # it was seen in the moment between
+            continue
+        assert attempt.outcome == (Outcome.EXITED if how == "exit" else Outcome.RAISED)
+        message = str(attempt.error_message)
+        assert message.startswith(text)
+        named = re.search(r" \(its limit cpu_seconds is 1\.5 s: it used 1\.\d\d s of CPU time", message)
+        assert bool(named) is (how != "user"), message
 
 
 def test_opens_as_many_files_as_it_may(endings: Endings) -> None:
