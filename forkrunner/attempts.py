@@ -178,24 +178,28 @@ class Attempts:
         """Give a job back that a mold could not fork for; it counts as nothing."""
         if self.running.pop((header["id"], header["attempt"]), None):
             mold.busy -= 1
+            mold.jobs -= 1
             self.mails.discard((header["id"], header["attempt"]))
         self.supervisor.rows.refused(clock.monotonic())
         self.log.emit("job.refused", id=header["id"], error=header["error"])
 
-    def lost(self, mold: Mold, how: str, taken: int) -> None:
-        """End what a dead mold had; a job that it has never read has never started, and is given back.
+    def give_back(self, mold: Mold, taken: int) -> None:
+        """Take back what a dead mold has never read: it has never started, and counts as nothing.
 
         `taken` are the bytes that it has read of all that it was told.
         """
-        for (job_id, number), run in list(self.running.items()):
-            if run.mold is not mold:
-                continue
-            if run.told > taken:
-                del self.running[job_id, number]
-                self.mails.discard((job_id, number))
+        for key, run in list(self.running.items()):
+            if run.mold is mold and run.told > taken:
+                del self.running[key]
+                self.mails.discard(key)
                 mold.busy -= 1
+                mold.jobs -= 1
                 self.supervisor.rows.in_doubt = True
-            else:
+
+    def lost(self, mold: Mold, how: str) -> None:
+        """End what a dead mold had begun."""
+        for (job_id, number), run in list(self.running.items()):
+            if run.mold is mold:
                 facts = {"outcome": "lost", "error_message": f"its mold died ({how})"}
                 self.ended(mold, {"id": job_id, "attempt": number, **facts}, b"")
 

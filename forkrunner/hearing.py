@@ -130,7 +130,9 @@ class Hearing:
     def on_dead_mold(self, mold: Mold, how: str) -> None:
         """Count the attempts that it has begun as lost, once it is certain that none of its children is left."""
         self.take_of(mold)
-        taken = mold.link.taken()
+        busy = mold.busy
+        # before it is buried: whether it has begun any decides how soon there is another
+        self.attempts.give_back(mold, mold.link.taken())
         self.supervisor.foundry.bury(mold)
         self.supervisor.renewal.renew_at = 0.0
         if mold.stage is Stage.STARTING and self.supervisor.orders.stop_at == FOREVER:
@@ -138,12 +140,15 @@ class Hearing:
             if self.supervisor.store is None:
                 raise TargetError(f"{mold.place.target}: {why}")
             self.supervisor.foundry.broken(mold, why)
-        elif mold.stage is Stage.DRAINING and not mold.busy:
+        elif mold.stage is Stage.DRAINING and not busy:
             self.log.emit("mold.finished", generation=mold.generation)
         elif mold.stage is not Stage.DISCARDED and not self.supervisor.orders.killed:
-            then = "it was draining" if mold.stage is Stage.DRAINING else "a new one is started"
-            self.log.emit("mold.died", generation=mold.generation, how=how, busy=mold.busy, then=then)
-        self.attempts.lost(mold, how, taken)
+            pause = mold.place.pause(clock.monotonic())
+            then = "a new one is started" + (f" in {pause:.0f} s" if pause else "")
+            if mold.stage is Stage.DRAINING:
+                then = "it was draining"
+            self.log.emit("mold.died", generation=mold.generation, how=how, busy=busy, then=then)
+        self.attempts.lost(mold, how)
 
     def adopt_settings(self, fresh: Settings) -> None:
         """Take over what may change while we run."""

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .link import MoldLink
 
 FOREVER = float("inf")
-#: A second mold that died younger than this is replaced after a pause, doubled up to the last one, seconds.
+#: A second mold that never came up, or died by itself within YOUNG of that, is replaced after a pause, doubled up to
+#: the last one, seconds.
 YOUNG, FIRST_PAUSE, LAST_PAUSE = 5.0, 1.0, 30.0
 #: A mold that has said nothing for this share of the patience is asked whether it lives.
 ASK_AFTER = 1 / 3
@@ -76,7 +77,7 @@ class Mold:
         self.told = 0.0
         #: Why it was killed while it imported.
         self.why = ""
-        #: How many attempts it has, and how many it has been given.
+        #: How many attempts it has, and how many it has been given and taken.
         self.busy = self.jobs = 0
         #: When it last said something, and since when it has owed us an answer.
         self.heard, self.asked = now, FOREVER
@@ -104,6 +105,10 @@ class Place:
         self.young_deaths = 0
         #: The tasks of the mold that served here last: whose turn it is while none does.
         self.tasks: dict[str, dict[str, Any]] = {}
+
+    def pause(self, now: float) -> float:
+        """Say how long it is until a mold is started here that is not yet, seconds; 0: none is to be waited for."""
+        return 0.0 if self.due == FOREVER else max(0.0, self.due - now)
 
 
 class Molds:
@@ -171,8 +176,10 @@ class Molds:
             return
         if place.serving or place.starting or place.due != FOREVER:
             return
-        place.young_deaths = 0 if now > mold.started + YOUNG else place.young_deaths + 1
-        # at once, but a mold that cannot live is not started as fast as it dies
+        # At once, but a mold that cannot live is not started as fast as it dies. One that has begun a job could: if that
+        # job has killed it, that counts as one of its crashes, which have a cap, and others must not wait for it.
+        lived = mold.jobs > 0 or now > mold.up + YOUNG
+        place.young_deaths = 0 if lived else place.young_deaths + 1
         again = min(place.young_deaths - 1, 10)
         place.due = now + min(FIRST_PAUSE * 2.0 ** (again - 1), LAST_PAUSE) if again > 0 else now
 

@@ -147,6 +147,33 @@ def test_what_cannot_live_is_started_ever_more_rarely(shop: Shop) -> None:
     assert shop.molds.next_due() == shop.now, "it has lived"
 
 
+def test_what_dies_while_it_is_imported_is_started_ever_more_rarely_however_long_that_takes(
+    shop: Shop,
+) -> None:
+    pauses = []
+    for _ in range(4):
+        (mold,) = shop.start()
+        shop.now += 10 * YOUNG
+        shop.molds.died(mold, shop.now)
+        pauses.append(shop.molds.next_due() - shop.now)
+        shop.now = shop.molds.next_due()
+    assert pauses == [0, FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]
+
+
+def test_what_has_begun_a_job_is_replaced_at_once_however_young_it_dies(shop: Shop) -> None:
+    """The job that has killed it is capped by itself, and others must not wait for it."""
+    for _ in range(9):
+        (mold,) = shop.serve()
+        mold.jobs = 1
+        shop.molds.died(mold, shop.now)
+        assert shop.molds.next_due() == shop.now
+        assert mold.place.pause(shop.now) == 0
+    for pause in (0, FIRST_PAUSE):
+        (mold,) = shop.serve()
+        shop.molds.died(mold, shop.now)
+        assert mold.place.pause(shop.now) == pause, "and what has not is not"
+
+
 def test_jobs_go_to_the_mold_with_the_fewest() -> None:
     shop = Shop("jobs:runner", "jobs:runner")
     one, two = shop.serve()

@@ -297,6 +297,39 @@ def test_kill_the_mold_while_jobs_run(bed: Bed) -> None:
     bed.stop(supervisor)
 
 
+def test_jobs_that_kill_their_mold_again_and_again(sqlite_bed: Bed) -> None:
+    """Each as often as its cap allows; a new mold is there at once each time, so that others do not wait for that."""
+    bed = sqlite_bed
+    poison = bed.enqueue("kill_others", {"generations": 1}, count=2, priority=1)
+    others = bed.enqueue("work", count=3)
+    start = time.monotonic()
+    supervisor = bed.start(slots=1)
+    for id in others:
+        assert [attempt.outcome for attempt in bed.ended(id).attempts] == [Outcome.DONE]
+    # with pauses it would be 1 + 2 + 4 + 8 + 16
+    assert time.monotonic() - start < 25
+    for id in poison:
+        row = bed.row(id)
+        assert (row.state, row.crashes) == (State.FAILED, 3)
+    said = re.findall(r"mold \d died \(SIGKILL\) with 1 attempts; (.*)", supervisor.log)
+    assert said == ["a new one is started"] * 6
+    bed.stop(supervisor)
+
+
+def test_kill_molds_before_they_have_a_job(sqlite_bed: Bed) -> None:
+    """The second is not replaced at once, and the log says when: one that cannot live must not make the loop spin."""
+    bed = sqlite_bed
+    supervisor = bed.start()
+    for generation, pause in ((1, ""), (2, " in 1 s")):
+        (mold,) = supervisor.wait_ps(f"forkrunner: mold jobs:runner gen {generation}$")
+        if generation > 1:
+            supervisor.wait_log(f"mold {generation} is up", LONG)
+        os.kill(mold, signal.SIGKILL)
+        supervisor.wait_log(f"mold {generation} died .* a new one is started{pause}$", LONG)
+    supervisor.wait_log("mold 3 is up", LONG)
+    bed.stop(supervisor)
+
+
 def test_kill_the_mold_of_a_quiet_supervisor(sqlite_bed: Bed) -> None:
     """Nothing is to be started, so no new mold is, and waiting for CONT costs nothing."""
     bed = sqlite_bed
