@@ -46,6 +46,7 @@ class Child:
         "cut",
         "deadline",
         "due",
+        "family",
         "grace",
         "group_killed",
         "inherited",
@@ -104,6 +105,8 @@ class Child:
         self.cut = False
         #: Processes of its own making that had to be killed.
         self.leftover = 0
+        #: What it had started when it was asked to end, which may flee from it.
+        self.family: frozenset[int] = frozenset()
         #: The kernel has killed in its control group, which had used so many bytes; 0 if not.
         self.group_killed = 0
         #: Memory that it began with, bytes; known where it has a limit of memory.

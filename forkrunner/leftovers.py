@@ -5,7 +5,7 @@ Whatever a job has started falls to the mold when it ends, however it fled: the 
 
 from __future__ import annotations
 
-from . import process
+from . import process, scratch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,8 +24,13 @@ class Leftovers:
         self._helpers: set[int] = set()
 
     def reaped(self, pid: int) -> None:
-        """Forget a process that was collected and is no child of ours."""
+        """Forget a process that was collected and is no child of ours; its pid may be another's from now on."""
         self._helpers.discard(pid)
+        self._doomed.discard(pid)
+
+    def expect(self, pid: int) -> None:
+        """Take it that a process ends by itself: a spare that is not needed is nobody's leftover."""
+        self._doomed.add(pid)
 
     def sweep(self, dead: list[Child]) -> None:
         """Kill what ended jobs have left behind, and count it to them. Keeps (3) of `mold.py`.
@@ -37,13 +42,13 @@ class Leftovers:
         if found.count(b" ") == len(self._children) + len(self._helpers):
             self._doomed.clear()
             return
-        ours = self._children.pids() | self._helpers
-        left = [pid for pid in map(int, found.split()) if pid not in ours]
-        for pid in left:
-            if pid not in self._doomed and (session := process.session_of(pid)) is not None:
+        ours = self._children.pids() | self._helpers | self._doomed
+        owners = _Owners(dead, self._children, late=bool(self._doomed))
+        for pid in map(int, found.split()):
+            if pid not in ours and (session := process.session_of(pid)) is not None:
+                # before it is killed: then it has no files any more
+                owner = owners.of(pid, session)
                 killed = process.kill_tree(pid)
-                # those that have made a session of their own may be of any that ended at this moment
-                owner = next((one for one in dead if one.pid == session), dead[0] if dead else None)
                 if owner is not None:
                     owner.leftover += len(set(killed) - self._doomed)
                 self._doomed.update(killed)
@@ -62,3 +67,37 @@ class Leftovers:
         victim.leftover += len(set(killed[1:]) - self._doomed)
         self._doomed.update(killed[1:])
         return len(killed)
+
+
+class _Owners:
+    """Says of which job a process is that it has left behind.
+
+    Jobs end at the same moment, and one that is dead and not reaped yet may be the owner as well as one that was
+    just reaped. What cannot be told is counted to nobody: better too little on a bill than what is another's.
+    """
+
+    def __init__(self, dead: list[Child], children: Children, *, late: bool) -> None:
+        """`late`: there may be some of jobs whose account was told before."""
+        self._dead, self._busy = dead, list(children.busy.values())
+        self._jobs = [*dead, *self._busy]
+        self._by_output: dict[tuple[int, int], Child] | None = None
+        self._late = late
+
+    def of(self, pid: int, session: int) -> Child | None:
+        for job in self._jobs:
+            # of its family is what it had when it was asked to end
+            if session == job.pid or pid in job.family:
+                return job
+        if outputs := scratch.outputs_of(pid):
+            if self._by_output is None:
+                self._by_output = {scratch.identity(job.output): job for job in self._jobs}
+            owners = [self._by_output[output] for output in outputs if output in self._by_output]
+            return owners[0] if owners else None
+        # in a session of its own, and its output goes elsewhere: it is of the one that has ended, if that is only one
+        if len(self._dead) == 1 and not self._late and all(map(_lives, self._busy)):
+            return self._dead[0]
+        return None
+
+
+def _lives(job: Child) -> bool:
+    return process.session_of(job.pid) is not None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import identity
 from .errors import ForkrunnerError
-from .scratch import LEFT_OUT
+from .scratch import LEFT_OUT, OUTPUT
 
 if TYPE_CHECKING:
     from .records import SupervisorRow
@@ -102,7 +102,7 @@ def _open_output(pid: int) -> int:
         fds = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
         for fd in fds:
             path = f"/proc/{pid}/fd/{fd}"
-            if os.readlink(path).startswith("/memfd:forkrunner-output"):
+            if os.readlink(path).startswith("/memfd:" + OUTPUT):
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:
         raise NotHere(

@@ -202,6 +202,7 @@ class Mold:
         leaving.title(self.title + " (draining)")
         # not by a signal: jobs that came with this message must not be given to the dying
         for spare in self.children.spares:
+            self.leftovers.expect(spare.pid)
             self.release(spare)
         self.children.spares.clear()
         if header.get("outcome"):
@@ -248,6 +249,7 @@ class Mold:
             try:
                 os.write(spare.pipe, channel.pack(job, arguments))
             except OSError:  # it has died; `reap` will not know it any more
+                self.leftovers.expect(spare.pid)
                 self.release(spare)
                 continue
             self.children.start(spare, job, now, clock.wall())
@@ -273,7 +275,7 @@ class Mold:
         """Make all that a child finds when it is forked; without files for it its job is given back, uncounted."""
         output = -1
         try:
-            output = scratch.scratch_file("forkrunner-output")
+            output = scratch.scratch_file(scratch.OUTPUT)
             report = scratch.scratch_file("forkrunner-report")
         except OSError as error:
             self.cannot_start(message, error, output)
@@ -426,6 +428,7 @@ class Mold:
                 if scratch.size(victim.report) == victim.said:
                     # signals blocked, or stopped, or deep in the kernel: who cannot be asked is looked at
                     victim.note("no stacks", now, **measure.blocked_in(victim.pid))
+                victim.family = frozenset(process.descendants(victim.pid))
                 # a stopped process sees TERM only when it goes on
                 process.kill_group(victim.pid, signal.SIGTERM)
                 process.kill_group(victim.pid, signal.SIGCONT)

@@ -18,6 +18,10 @@ _PUNCH_HOLE = 2 | 1
 LEFT_OUT = b"\n[... %d bytes left out ...]\n"
 
 
+#: Names the file that takes what a job writes.
+OUTPUT = "forkrunner-output"
+
+
 def scratch_file(name: str) -> int:
     """Open a nameless file in memory (elsewhere: a deleted temporary one); written by appending only."""
     if LINUX:
@@ -30,6 +34,27 @@ def scratch_file(name: str) -> int:
     # append: the file can be cut from outside while the job goes on writing
     libc.fcntl(fd, _F_SETFL, os.O_APPEND | os.O_RDWR)
     return fd
+
+
+def identity(fd: int) -> tuple[int, int]:
+    """Return what a file is known by, whoever has it open."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def outputs_of(pid: int) -> list[tuple[int, int]]:
+    """Return the identities of the outputs of jobs that another process writes to."""
+    found = []
+    for fd in (1, 2):
+        path = f"/proc/{pid}/fd/{fd}"
+        try:
+            # by its name first: to look at a file that lies on a dead network disk would hang us
+            if os.readlink(path).startswith("/memfd:" + OUTPUT):
+                status = os.stat(path)
+                found.append((status.st_dev, status.st_ino))
+        except OSError:  # it is gone, or somebody else's
+            pass
+    return found
 
 
 def size(fd: int) -> int:

@@ -512,6 +512,19 @@ def spawn(how: str, then: str, path: str) -> None:
 
 
 @runner.task
+def let_flee(count: int, silent: bool, path: str) -> None:
+    """Start programs in sessions of their own, and crash or be ended when that file is there."""
+    output = subprocess.DEVNULL if silent else None
+    for _ in range(count):
+        subprocess.Popen(["sleep", "1000"], start_new_session=True, stdout=output, stderr=output)
+    note("start")
+    # not a moment after the others
+    while not os.path.exists(path):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@runner.task
 def shell(command: str, path: str) -> None:
     program = subprocess.Popen(["sh", "-c", command])
     while len(_children(program.pid)) < 2:

@@ -586,8 +586,7 @@ def test_the_whole_bill(endings: Endings) -> None:
     assert (endings["burn"].run_seconds or 0) >= 0.4
     assert (endings["sleep"].voluntary_switches or 0) > 0
     left = sum(attempt.leftover_processes or 0 for row in endings.rows.values() for attempt in row.attempts)
-    # together: of those that end at the same moment it cannot be told whose a program in a session of its own was;
-    # and a daemon's first child may not be gone yet
+    # a daemon's first child may not be gone yet
     assert 18 <= left <= 60
     assert endings["forks and returns"].leftover_processes == 0
     assert endings["print 50 MB"].output_bytes == len("the first line\nthe last line\n") + (50 << 20)

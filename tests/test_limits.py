@@ -11,6 +11,7 @@ import re
 import signal
 import tempfile
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,40 @@ def test_nothing_that_a_job_has_started_outlives_it(bed: Bed) -> None:
     left = sum(row.attempts[0].leftover_processes or 0 for row in map(bed.row, ids.values()))
     # a TERM to the group gets some before they are left behind, multiprocessing has a helper more
     assert left >= 2 * (4 + 2 + 1)
+    bed.stop(supervisor)
+
+
+@pytest.mark.parametrize("then", ["crash", "timeout"])
+def test_each_job_is_told_what_it_has_left_behind_itself(sqlite_bed: Bed, then: str) -> None:
+    """Also those that end at the same moment, among others that have left nothing."""
+    bed = sqlite_bed
+    supervisor = bed.start(slots=7)
+    counts = [(3, False), (20, False), (60, False)]
+    if then == "timeout":  # then it was seen whose they are, before they had fled
+        counts += [(5, True), (30, True)]
+    options = {"timeout": 4, "grace": GRACE} if then == "timeout" else {"max_crashes": 1}
+    ids = [
+        bed.put("let_flee", {"count": count, "silent": silent, "path": bed.path("go")}, options=options)
+        for count, silent in counts
+    ]
+    bed.wait_noted("start", count=len(ids))
+    if then == "crash":
+        bed.let_go()
+    # they end while the others do, one after the other
+    innocent = bed.enqueue("noop", count=50, run_at=datetime.now(UTC) + timedelta(seconds=0.1))
+    left = [bed.ended(id).attempts[0].leftover_processes for id in ids]
+    assert left == [count for count, _ in counts]
+    assert {bed.ended(id).attempts[0].leftover_processes for id in innocent} == {0}
+    bed.stop(supervisor)
+
+
+def test_what_one_job_alone_has_left_behind_is_its_own(sqlite_bed: Bed) -> None:
+    """Though nothing tells it: a session of its own, and no output."""
+    bed = sqlite_bed
+    supervisor = bed.start()
+    bed.let_go()
+    id = bed.put("let_flee", {"count": 7, "silent": True, "path": bed.path("go")}, options={"max_crashes": 1})
+    assert bed.ended(id).attempts[0].leftover_processes == 7
     bed.stop(supervisor)
 
 
