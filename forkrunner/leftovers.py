@@ -1,9 +1,13 @@
 """What ended jobs leave behind in a mold: processes, which are killed and counted to them, and temporary folders.
 
-Whatever a job has started falls to the mold when it ends, however it fled: the mold is the subreaper of all.
+Whatever a job has started falls to the mold when it ends, however it fled: the mold is the subreaper of all. What the
+application has started while it was imported is a child of the mold too, and serves all jobs: it is left alone, and
+ends after the mold, when it falls to the supervisor.
 """
 
 from __future__ import annotations
+
+import os
 
 from . import process, scratch
 
@@ -16,8 +20,13 @@ class Leftovers:
     """Knows which processes of the mold are neither spares nor jobs."""
 
     def __init__(self, children: Children) -> None:
+        """To be made when the application was imported, and before the first job is forked."""
         self._children = children
         self._family = process.Family()
+        #: The application's own.
+        self._own = {int(pid) for pid in self._family.look().split()}
+        self._had_own = bool(self._own)
+        self._session = os.getsid(0)
         #: Killed, and not known to be reaped: not to be counted twice.
         self._doomed: set[int] = set()
         #: Those that remove folders: no jobs, and not to be killed.
@@ -27,6 +36,7 @@ class Leftovers:
         """Forget a process that was collected and is no child of ours; its pid may be another's from now on."""
         self._helpers.discard(pid)
         self._doomed.discard(pid)
+        self._own.discard(pid)
 
     def expect(self, pid: int) -> None:
         """Take it that a process ends by itself: a spare that is not needed is nobody's leftover."""
@@ -39,13 +49,19 @@ class Leftovers:
         not waited for here: its own death wakes us, and then we get what that leaves.
         """
         found = self._family.look()
-        if found.count(b" ") == len(self._children) + len(self._helpers):
+        if found.count(b" ") == len(self._children) + len(self._helpers) + len(self._own):
             self._doomed.clear()
             return
-        ours = self._children.pids() | self._helpers | self._doomed
-        owners = _Owners(dead, self._children, late=bool(self._doomed))
+        ours = self._children.pids() | self._helpers | self._doomed | self._own
+        owners = _Owners(dead, self._children, others=self._had_own or bool(self._doomed))
         for pid in map(int, found.split()):
-            if pid not in ours and (session := process.session_of(pid)) is not None:
+            if pid in ours or (session := process.session_of(pid)) is None:
+                continue
+            if session == self._session:
+                # no job's, which have each a session: left by one of the application's own that has ended
+                self._own.add(pid)
+                self._had_own = True
+            else:
                 # before it is killed: then it has no files any more
                 owner = owners.of(pid, session)
                 killed = process.kill_tree(pid)
@@ -76,12 +92,12 @@ class _Owners:
     just reaped. What cannot be told is counted to nobody: better too little on a bill than what is another's.
     """
 
-    def __init__(self, dead: list[Child], children: Children, *, late: bool) -> None:
-        """`late`: there may be some of jobs whose account was told before."""
+    def __init__(self, dead: list[Child], children: Children, *, others: bool) -> None:
+        """`others`: some may be the application's own, or of jobs whose account was told before."""
         self._dead, self._busy = dead, list(children.busy.values())
         self._jobs = [*dead, *self._busy]
         self._by_output: dict[tuple[int, int], Child] | None = None
-        self._late = late
+        self._others = others
 
     def of(self, pid: int, session: int) -> Child | None:
         for job in self._jobs:
@@ -94,7 +110,7 @@ class _Owners:
             owners = [self._by_output[output] for output in outputs if output in self._by_output]
             return owners[0] if owners else None
         # in a session of its own, and its output goes elsewhere: it is of the one that has ended, if that is only one
-        if len(self._dead) == 1 and not self._late and all(map(_lives, self._busy)):
+        if len(self._dead) == 1 and not self._others and all(map(_lives, self._busy)):
             return self._dead[0]
         return None
 

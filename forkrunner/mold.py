@@ -9,7 +9,8 @@ is imported here that a child does not need.
 Always true between two turns of the loop:
 (1) every `run` that came is answered by exactly one `ended` or `refused`;
 (2) this process has one thread at every fork, and no database connection ever;
-(3) a child that is not in `children` is a leftover of an ended job, and is killed;
+(3) a child that is neither in `children` nor the application's own, which it has started when it was imported, is a
+    leftover of an ended job, and is killed;
 (4) the lease over, no child is alive: a mold whose supervisor is frozen or cut off kills by itself.
 """
 

@@ -1,7 +1,7 @@
 """What a process must not take into a fork, and which import has made it.
 
-While the application is imported, `Watch` looks after each import at the threads and the open files of the process;
-an import that is over when something new is there has made it. Used in the mold, and by `forkrunner check`.
+While the application is imported, `Watch` looks after each import at the threads, the open files and the children of the
+process; an import that is over when something new is there has made it. Used in the mold, and by `forkrunner check`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import builtins
 import os
 import sys
+
+from . import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ EFFECTS = {
     "socket": "jobs find it closed: connect in the task, or in an after_fork hook",
     "SQLite file": "jobs find it closed: SQLite must not be used on both sides of a fork",
     "event loop": "it is of no use in jobs, which must not share it: make it in the task",
+    "process": "all jobs share it, with the pipes to it, and it ends with the mold: start it in the task, or see to it that it serves many at once",
     "GPU": "CUDA and its like do not work in a process that was forked from one that uses them: use the GPU in the task",
     "Objective-C": "macOS ends a forked process that uses it; OBJC_DISABLE_INITIALIZE_FORK_SAFETY=YES allows it at your risk",
 }
@@ -59,7 +62,7 @@ class Watch:
     """Looks what appears in this process while it is entered, and who made it."""
 
     def __init__(self) -> None:
-        #: Thread or open file → what it is; what was there before is nobody's.
+        #: Thread, open file or child → what it is; what was there before is nobody's.
         self._known: dict[object, Finding] = dict.fromkeys(_present(), Finding("", "", ""))
         self._import: Any = None
 
@@ -117,8 +120,8 @@ def sentence(kind: str, what: str, by: str) -> str:
 
 
 def _present() -> dict[object, tuple[str, str]]:
-    """Return this process's threads but the first, and those of its open files that no fork may share."""
-    return dict([*_threads(), *_files()])
+    """Return this process's threads but the first, its children, and those of its open files that no fork may share."""
+    return dict([*_threads(), *_processes(), *_files()])
 
 
 def _threads() -> Iterator[tuple[object, tuple[str, str]]]:
@@ -140,6 +143,25 @@ def _threads() -> Iterator[tuple[object, tuple[str, str]]]:
         except OSError:
             continue
         yield ("thread", id), ("thread", names.get(id) or f"{own} (not Python's)")
+
+
+def _processes() -> Iterator[tuple[object, tuple[str, str]]]:
+    for pid in process.children():
+        # dead and not reaped: it has been used
+        if process.session_of(pid) is not None:
+            yield ("process", pid), ("process", f"{_program(pid)} (pid {pid})")
+
+
+def _program(pid: int) -> str:
+    """Name the program that a child runs; what else is in its command line may be nobody's business."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            line = file.read()
+        with open("/proc/self/cmdline", "rb") as file:
+            forked = file.read() == line
+    except OSError:
+        return "of an unknown program"
+    return "forked" if forked else os.fsdecode(os.path.basename(line.split(b"\0")[0])) or "without a name"
 
 
 def _files() -> Iterator[tuple[object, tuple[str, str]]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from forkrunner import ConfigError, Runner
 from forkrunner.job import Outcome, State
 from forkrunner.records import Attempt
 from forkrunner.safety import EFFECTS, kind_of_file
-from tests.running import LONG, SOURCE, Bed, line_of
-from tests.support import Cli, wait_until
+from tests.running import LONG, SOURCE, Bed, check_gone, line_of
+from tests.support import Cli, alive, wait_until
 
 HOOKS = """
 # ------------------------------------------------------------------------------ test_hooks.py
@@ -313,6 +315,7 @@ MAKERS = {
     "thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), name='ticker', daemon=True).start()\n",
     "socket": "import os, socket\nconnection = socket.create_connection(('127.0.0.1', int(os.environ['PORT'])))\n",
     "SQLite file": "import sqlite3\ndb = sqlite3.connect('own.db')\ndb.execute('create table if not exists t (x)')\n",
+    "process": "import subprocess\nprogram = subprocess.Popen(['cat'], stdin=subprocess.PIPE)\n",
     "event loop": "import asyncio\nloop = asyncio.new_event_loop()\n",
 }
 
@@ -361,9 +364,93 @@ def test_check_names_what_no_fork_may_take_along_and_who_made_it(
 def test_what_was_made_and_given_back_is_no_trouble(cli: Cli, sqlite_database: str) -> None:
     source = "import threading\nthread = threading.Thread(target=print)\nthread.start()\nthread.join()\n"
     source += "import sqlite3\nsqlite3.connect('own.db').close()\n"
+    source += "import subprocess\nsubprocess.run(['true'])\nended = subprocess.Popen(['true'])\nended.stdin = None\n"
+    source += "import os\nos.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)\n"
     cli.env["FORKRUNNER_DATABASE"] = sqlite_database
     cli.write("from forkrunner import Runner\nrunner = Runner()\n@runner.task\ndef noop(): pass\n" + source)
     assert cli.run("check", "jobs:runner", "--json").json["unsafe"] == []
+
+
+HELPERS = """
+import multiprocessing, os, subprocess, sys, time
+from multiprocessing.managers import SyncManager
+from forkrunner import Runner
+
+runner = Runner()
+echo = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+# one that leaves its session, and one with a program below it that it does not wait for
+fled = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+shell = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; sleep 1000"], stdout=subprocess.PIPE)
+below = int(shell.stdout.readline())
+manager = SyncManager(ctx=multiprocessing.get_context("fork"))
+
+
+@runner.before_fork
+def start():
+    manager.start()
+    global shared
+    shared = manager.list()
+
+
+@runner.task
+def pids() -> list[int]:
+    return [echo.pid, fled.pid, shell.pid, below, manager._process.pid]
+
+
+@runner.task
+def ask(text: str) -> str:
+    os.write(echo.stdin.fileno(), text.encode())
+    return os.read(echo.stdout.fileno(), 100).decode()
+
+
+@runner.task
+def share(n: int) -> int:
+    shared.append(n)
+    return len(shared)
+
+
+@runner.task
+def leave_behind(silent: bool) -> int:
+    output = subprocess.DEVNULL if silent else None
+    return subprocess.Popen(["sleep", "1000"], start_new_session=True, stdout=output, stderr=output).pid
+"""
+
+
+def test_what_the_application_has_started_serves_all_jobs_and_goes_with_its_mold(
+    cli: Cli, sqlite_database: str
+) -> None:
+    with Bed(cli, sqlite_database, source=HELPERS) as bed:
+        supervisor = bed.start()
+
+        def result(task: str, arguments: dict[str, Any] | None = None, left: int = 0) -> Any:
+            (attempt,) = (row := bed.ended(bed.put(task, arguments))).attempts
+            assert (attempt.outcome, attempt.leftover_processes) == (Outcome.DONE, left), attempt
+            return json.loads(str(row.result))
+
+        helpers = result("pids")
+        for n in range(3):
+            assert result("ask", {"text": f"word {n}"}) == f"word {n}"
+            assert result("share", {"n": n}) == n + 1
+        check_gone([result("leave_behind", {"silent": False}, left=1)])
+        # it writes to nobody's output, and might be the application's too: killed, and counted to nobody
+        check_gone([result("leave_behind", {"silent": True})])
+        # what one of them leaves is the application's as well
+        os.kill(helpers[2], signal.SIGKILL)
+        check_gone([helpers.pop(2)])
+        for _ in range(3):
+            result("ask", {"text": "still"})
+        assert all(map(alive, helpers))
+        supervisor.signal(signal.SIGHUP)
+        supervisor.wait_log("mold 1 has finished", LONG)
+        check_gone(helpers)
+        helpers = result("pids")
+        assert all(map(alive, helpers))
+        (mold,) = supervisor.wait_ps("forkrunner: mold")
+        os.kill(mold, signal.SIGKILL)
+        supervisor.wait_log("mold 3 is up", LONG)
+        check_gone(helpers)
+        assert result("ask", {"text": "again"}) == "again"
+        bed.stop(supervisor)
 
 
 def test_what_the_code_names_is_preloaded_too(cli: Cli, sqlite_database: str) -> None:
