@@ -57,6 +57,7 @@ EVENTS: dict[str, Event] = {
     "mold.unsafe": Event("warning", "the application should not have this at a fork: {finding} {what}, made by {by}: {effect}"),
     "prune.done": Event("info", "pruned {jobs} jobs, and {files} files that no job has any more, in {seconds:.1f} s"),
     "prune.failed": Event("warning", "cannot prune what is kept no longer: {error}"),
+    "folder.left": Event("warning", "the temporary folder {path} cannot be removed: something in it belongs to somebody else, or is in use"),
     "job.started": Event("debug", "{task} {id} started, attempt {attempt}"),
     "job.ended": Event("info", "{task} {id} {outcome} in {seconds:.3f} s, attempt {attempt}"),
     "job.failed": Event("warning", "{task} {id} {outcome} in {seconds:.3f} s, attempt {attempt}, {then}: {error}"),

@@ -37,6 +37,10 @@ class Foundry:
         self.care_at = 0.0
         #: Processes of the supervisor's that are no molds.
         self.others: set[int] = set()
+        #: Those of them that remove folders, and which.
+        self.removing: dict[int, list[str]] = {}
+        #: Something was said that cannot be removed.
+        self.stuck = False
 
     def start(self, place: Place, settings: Settings, keep: Collection[int]) -> None:
         """Start a mold there; `keep` are the descriptors that it and its children must hold as long as they live."""
@@ -135,7 +139,20 @@ class Foundry:
     def remove_folders(self, paths: list[str]) -> None:
         """Let folders be removed by a process of its own; what is left of them goes with the next start."""
         with contextlib.suppress(OSError):
-            self.others.add(process.remove_folders(*paths))
+            pid = process.remove_folders(*paths)
+            self.others.add(pid)
+            self.removing[pid] = paths
+
+    def gone(self, pid: int) -> None:
+        """Forget a dead process that may be no mold."""
+        self.others.discard(pid)
+        for path in self.removing.pop(pid, ()):
+            if os.path.lexists(path):
+                self.cannot_remove(path)
+
+    def cannot_remove(self, path: str) -> None:
+        self.stuck = True
+        self.log.emit("folder.left", path=path)
 
     def kill(self, mold: Mold) -> None:
         """Kill one that does not do what it should, and its children; SIGCHLD follows, its attempts are lost."""

@@ -127,6 +127,9 @@ class Hearing:
     def on_refused(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
         self.attempts.refused(mold, header)
 
+    def on_left(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        self.supervisor.foundry.cannot_remove(header["path"])
+
     def on_dead_mold(self, mold: Mold, how: str) -> None:
         """Count the attempts that it has begun as lost, once it is certain that none of its children is left."""
         self.take_of(mold)

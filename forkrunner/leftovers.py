@@ -29,14 +29,18 @@ class Leftovers:
         self._session = os.getsid(0)
         #: Killed, and not known to be reaped: not to be counted twice.
         self._doomed: set[int] = set()
-        #: Those that remove folders: no jobs, and not to be killed.
-        self._helpers: set[int] = set()
+        #: Those that remove folders, and which: no jobs, and not to be killed.
+        self._helpers: dict[int, str] = {}
 
-    def reaped(self, pid: int) -> None:
-        """Forget a process that was collected and is no child of ours; its pid may be another's from now on."""
-        self._helpers.discard(pid)
+    def reaped(self, pid: int, status: int) -> str | None:
+        """Forget a process that was collected and is no job; its pid may be another's from now on.
+
+        If it was to remove a folder and could not, that is returned.
+        """
+        folder = self._helpers.pop(pid, None)
         self._doomed.discard(pid)
         self._own.discard(pid)
+        return folder if status else None
 
     def expect(self, pid: int) -> None:
         """Take it that a process ends by itself: a spare that is not needed is nobody's leftover."""
@@ -52,7 +56,7 @@ class Leftovers:
         if found.count(b" ") == len(self._children) + len(self._helpers) + len(self._own):
             self._doomed.clear()
             return
-        ours = self._children.pids() | self._helpers | self._doomed | self._own
+        ours = self._children.pids() | self._helpers.keys() | self._doomed | self._own
         owners = _Owners(dead, self._children, others=self._had_own or bool(self._doomed))
         for pid in map(int, found.split()):
             if pid in ours or (session := process.session_of(pid)) is None:
@@ -73,7 +77,7 @@ class Leftovers:
         """Let the temporary folder of an ended job be removed; what is left of it goes with the supervisor."""
         if path is not None:
             try:
-                self._helpers.add(process.remove_folders(path))
+                self._helpers[process.remove_folders(path)] = path
             except OSError:
                 pass
 

@@ -353,7 +353,9 @@ class Mold:
             dead = self.children.died(pid)
             if dead is None:
                 strangers = True
-                self.leftovers.reaped(pid)
+                left = self.leftovers.reaped(pid, status)
+                if left is not None:
+                    self.tell({"kind": "left", "path": left})
             elif dead.job is None:
                 # spares that die by themselves must not be forked as fast as they die
                 self.spare_deaths += 1

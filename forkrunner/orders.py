@@ -134,7 +134,7 @@ class Orders:
 
     def on_child(self, name: str) -> None:
         for pid, status, _ in process.reap():
-            self.supervisor.foundry.others.discard(pid)
+            self.supervisor.foundry.gone(pid)
             mold = self.supervisor.molds.with_pid(pid)
             if mold is not None:
                 self.supervisor.hearing.on_dead_mold(mold, how_it_ended(status))

@@ -210,7 +210,8 @@ class Supervisor:
                 self.store.close()
         except StoreError:
             pass
-        temporary.remove()
+        if not temporary.remove() and not self.foundry.stuck:
+            self.foundry.cannot_remove(temporary.folder())
         if released:
             self.lease.lock.remove()
         # else the file stays, and nobody locks it from now on: with it others of this host prove our death

@@ -443,6 +443,9 @@ def leave_files(then: str) -> list[str]:
     with open(tempfile.mkstemp()[1], "w") as file:
         file.write("x")
     os.makedirs(os.path.join(folder, "a", "b"))
+    os.symlink(os.path.dirname(os.environ["LEDGER"]), os.path.join(folder, "a", "out"))
+    os.chmod(os.path.join(folder, "a", "b"), 0)
+    os.chmod(os.path.join(folder, "a"), 0o555)
     name = subprocess.run(["mktemp"], capture_output=True, text=True, check=True).stdout.strip()
     print(folder)
     if then == "crash":

@@ -314,6 +314,14 @@ def unshared(*setup: str) -> str:
     return "; ".join([*setup, f"os.execvp('unshare', {words})"])
 
 
+#: The `before` of a supervisor that may not pass over the modes of files, also if it is root's.
+UNPRIVILEGED = """
+import ctypes
+for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: it is gone after the exec
+"""
+
+
 def tree_of(process: Process) -> tuple[int, int, list[int]]:
     """Return the pids of a supervisor, its mold and the mold's children."""
     mold = process.wait_ps(r"forkrunner: mold jobs:runner gen \d+$")[0]

@@ -18,7 +18,7 @@ import pytest
 
 from forkrunner import identity, temporary
 from forkrunner.job import Outcome, State
-from tests.running import LONG, Bed, cgroup_folder, check_gone
+from tests.running import LONG, UNPRIVILEGED, Bed, cgroup_folder, check_gone, unshared
 from tests.support import Cli, alive, need, wait_until
 
 GRACE = 0.3
@@ -159,8 +159,8 @@ def test_a_new_supervisor_spares_what_the_jobs_of_others_have_started(cli: Cli, 
 
 
 def test_the_temporary_folder_of_a_job_goes_with_it(bed: Bed) -> None:
-    """However it ends; also of the supervisor's own nothing is left."""
-    supervisor = bed.start(slots=3, env={"TMPDIR": str(bed.folder)})
+    """However it ends, also with folders that may not be written to; also of the supervisor's own nothing is left."""
+    supervisor = bed.start(slots=3, env={"TMPDIR": str(bed.folder)}, before=UNPRIVILEGED)
     ids = {then: bed.put("leave_files", {"then": then}, options=THEN[then][0]) for then in THEN}
     everyone = bed.folder / f"forkrunner-jobs-{os.geteuid()}"
     folders = set()
@@ -182,17 +182,63 @@ def test_the_temporary_folders_of_a_killed_supervisor_go_with_the_next_start(
     cli: Cli, sqlite_database: str
 ) -> None:
     with Bed(cli, sqlite_database) as bed:
-        first = bed.start(env={"TMPDIR": str(bed.folder)})
+        first = bed.start(env={"TMPDIR": str(bed.folder)}, before=UNPRIVILEGED)
         bed.put("leave_files", {"then": "timeout"}, options={"timeout": 60, "max_crashes": 1})
         everyone = bed.folder / f"forkrunner-jobs-{os.geteuid()}"
         wait_until(lambda: list(everyone.glob("*/*/a/b")), LONG, "the job's files")
         (old,) = everyone.iterdir()
         first.signal(signal.SIGKILL)
         first.wait()
-        second = bed.start(env={"TMPDIR": str(bed.folder)})
+        second = bed.start(env={"TMPDIR": str(bed.folder)}, before=UNPRIVILEGED)
         # by a process of its own: there may be more than can be removed within a lease
         wait_until(lambda: not old.exists(), LONG, f"the end of {old}")
         bed.stop(second)
+
+
+MOUNTS = """
+import subprocess, tempfile, time
+from pathlib import Path
+from forkrunner import Runner
+
+runner = Runner()
+
+
+@runner.task(temporary_folder=True)
+def mount() -> str:
+    \"\"\"Leave something that nobody can remove.\"\"\"
+    folder = Path(tempfile.gettempdir()) / "mounted"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], check=True)
+    return str(folder.parent)
+"""
+
+
+def test_what_cannot_be_removed_is_said_once(cli: Cli, sqlite_database: str) -> None:
+    with Bed(cli, sqlite_database, source=MOUNTS) as bed:
+        supervisor = bed.start(env={"TMPDIR": str(bed.folder)}, before=unshared())
+        row = bed.ended(bed.put("mount"))
+        assert row.state == State.DONE, row.error
+        folder = json.loads(str(row.result))
+        supervisor.wait_log(f"the temporary folder {folder} cannot be removed", LONG)
+        (inner,) = supervisor.wait_ps("forkrunner: supervisor")
+        os.kill(inner, signal.SIGTERM)
+        assert supervisor.wait() == 0
+        supervisor.wait_gone()
+        assert supervisor.log.count("cannot be removed") == 1
+
+
+def test_no_link_is_followed_when_a_folder_is_removed(tmp_path: Path) -> None:
+    other, folder = tmp_path / "other", tmp_path / "folder"
+    (other / "kept").mkdir(parents=True)
+    other.chmod(0o555)
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "link").symlink_to(other)
+    (folder / "a").chmod(0o555)
+    assert temporary.clear_away(str(folder))
+    assert not folder.exists()
+    folder.symlink_to(other)
+    assert not temporary.clear_away(str(folder)), "a job has put it there"
+    assert (other.stat().st_mode & 0o777, (other / "kept").exists()) == (0o555, True)
 
 
 def test_the_folders_of_the_dead_are_not_removed_by_the_supervisor_itself(
