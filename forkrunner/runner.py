@@ -6,6 +6,7 @@ needed, and no connection is used on both sides of a fork.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -17,7 +18,7 @@ from forkrunner.errors import EnqueueError, JobNotFound
 from forkrunner.handle import Job
 from forkrunner.hooks import Hooks
 from forkrunner.ids import is_id, new_id
-from forkrunner.options import DEFAULTS, check_option, check_run_at
+from forkrunner.options import DEFAULTS, OF_CALLS, check_option, check_run_at
 from forkrunner.tasks import COROUTINE, AsyncTask, Call, P, R, Registry, Task
 
 TYPE_CHECKING = False
@@ -259,11 +260,13 @@ class Runner:
         delay: Duration | None = None,
         run_at: datetime | None = None,
         connection: Any = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Job[Any]:
         """Make a job of a task by its name and arguments as plain JSON values.
 
         The task need not be known here; if it is, the arguments are checked against it, and its queue and
-        priority are the defaults. A name that no runner knows fails when it is to be run.
+        priority are the defaults. A name that no runner knows fails when it is to be run. `options` are limits and tries,
+        as `using` takes them.
         Raises EnqueueError, or ArgumentError of its kind.
         """
         return self.enqueue_many(
@@ -276,6 +279,7 @@ class Runner:
                     delay=delay,
                     run_at=run_at,
                     connection=connection,
+                    options=options,
                 )
             ]
         )[0]
@@ -290,6 +294,7 @@ class Runner:
         delay: Duration | None = None,
         run_at: datetime | None = None,
         connection: Any = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Call[Any]:
         """Check a call by name and keep it for `enqueue_many`; see `enqueue`."""
         check_option("name", name, describe(name, typed=False), EnqueueError)
@@ -306,6 +311,20 @@ class Runner:
                 text = task.dump(*loaded, self.settings.argument_limit, files)
         if delay is not None and run_at is not None:
             raise EnqueueError(f"task {name}: expected delay or run_at, got both", task=name)
+        given = dict(options or {})
+        if strange := given.keys() - OF_CALLS:
+            expected = f"expected some of {', '.join(sorted(OF_CALLS))}"
+            raise EnqueueError(
+                f"task {name}: options: {expected}, got {', '.join(sorted(strange))}", task=name
+            )
+        if task is not None:
+            overrides = task.using(**given).overrides()
+        else:
+            checked = {key: check_option(key, value, name, EnqueueError) for key, value in given.items()}
+            if files and files.rows:
+                # the copies of them are in there
+                checked.pop("temporary_folder", None)
+            overrides = json.dumps(checked) if checked else None
         if queue is None:
             queue = task.queue if task else "default"
         if priority is None:
@@ -317,6 +336,7 @@ class Runner:
             priority=check_option("priority", priority, name, EnqueueError),
             delay=0.0 if delay is None else check_option("delay", delay, name, EnqueueError),
             run_at=None if run_at is None else check_run_at(run_at, name),
+            options=overrides,
             connection=connection,
             files=files.rows if files else (),
         )

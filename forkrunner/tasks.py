@@ -154,13 +154,7 @@ class Task(Generic[P, R]):
         Raises ArgumentError.
         """
         bound = self.bound
-        overrides = {name: value for name, value in bound.items() if name in OF_CALLS}
-        if self.policy()["at_most_once"]:
-            # in the row, for whoever rescues it may not know the task
-            overrides["at_most_once"] = True
         files = self.runner.files() if self.signature.takes_files else None
-        if files is not None:
-            overrides.pop("temporary_folder", None)
         return Call(
             self.name,
             self.dump(args, kwargs, self.runner.settings.argument_limit, files),
@@ -168,10 +162,20 @@ class Task(Generic[P, R]):
             priority=bound.get("priority", self.priority),
             delay=bound.get("delay", 0.0),
             run_at=bound.get("run_at"),
-            options=json.dumps(overrides) if overrides else None,
+            options=self.overrides(),
             connection=bound.get("connection"),
             files=files.rows if files else (),
         )
+
+    def overrides(self) -> str | None:
+        """Return what the row of a call is to say of how it is run, as JSON text; None: as the task says."""
+        found = {name: value for name, value in self.bound.items() if name in OF_CALLS}
+        if self.policy()["at_most_once"]:
+            # in the row, for whoever rescues it may not know the task
+            found["at_most_once"] = True
+        if self.signature.takes_files:
+            found.pop("temporary_folder", None)
+        return json.dumps(found) if found else None
 
     def using(
         self,

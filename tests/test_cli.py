@@ -20,9 +20,11 @@ import pytest
 
 from forkrunner import terminal, units, wording
 from forkrunner.cli import main
+from forkrunner.commands.enqueue import OVERRIDES
 from forkrunner.config import SETTINGS
 from forkrunner.ids import new_id
 from forkrunner.job import Next, Outcome, State
+from forkrunner.options import OF_CALLS
 from forkrunner.orders import SIGNALS
 from forkrunner.records import Attempt, Ending, New, SupervisorRow
 from forkrunner.store import Store
@@ -312,6 +314,21 @@ def test_a_job_from_enqueue_to_its_page(cli: Cli, supervisor: Process) -> None:
     for words in (job_id, "done", "convert", '"shot.txt"', "Attempt 1", "CPU ", "peak memory ", " ago)"):
         assert words in page
     assert cli.run("log", job_id).stdout == "converting shot.txt\n"
+
+
+def test_a_call_may_have_options_of_its_own(ask: Ask, app: str) -> None:
+    assert OVERRIDES.keys() == OF_CALLS
+    words = "--timeout none --grace 0 --memory 2GB --cpu-seconds 1.5 --open-files 4 --file-size 1kB --nice -5"
+    words += " --temporary-folder --max-attempts 3 --max-crashes 2 --backoff 1,5s,10"
+    job_id = ask("enqueue", "convert", '{"source": "a"}', *words.split()).stdout.strip()
+    kept = {
+        "timeout": None, "grace": 0.0, "memory": 2 * 10**9, "cpu_seconds": 1.5, "open_files": 4, "file_size": 1000, "nice": -5,
+        "temporary_folder": True, "max_attempts": 3, "max_crashes": 2, "backoff": [1.0, 5.0, 10.0],
+    }  # fmt: skip
+    assert ask("show", job_id, "--json").json["options"] == kept
+    # without the application too
+    unknown = ask("enqueue", "--database", app, "any", "--backoff", "2m", env={"FORKRUNNER_APP": ""}).stdout
+    assert ask("show", unknown.strip(), "--json").json["options"] == {"backoff": 120.0}
 
 
 def test_waiting_ends_with_the_outcome(cli: Cli, ask: Ask, supervisor: Process) -> None:
@@ -629,6 +646,9 @@ def test_an_ascii_terminal_and_a_full_disk(cli: Cli, sqlite_app: str) -> None:
         (["enqueue", "jobs:runner", "crash", "--delay", "soon"], r"delay: expected seconds"),
         (["enqueue", "jobs:runner", "crash", "--run-at", "tomorrow"], r"--run-at: expected a time as"),
         (["enqueue", "jobs:runner", "crash", "--priority", "high"], r"priority"),
+        (["enqueue", "jobs:runner", "crash", "--timeout", "soon"], r"task crash: timeout: expected seconds .*, got 'soon'"),
+        (["enqueue", "jobs:runner", "crash", "--max-attempts", "many"], r"max_attempts: expected a whole number"),
+        (["enqueue", "jobs:runner", "crash", "--backoff", "1,"], r"backoff: expected seconds"),
         (["show", "jobs:runner"], r"expected the id of a job"),
         (["list", "jobs:runner", "--state", "running"], r"running"),
         (["list", "jobs:runner", "extra"], r"got 'extra' too"),

@@ -289,6 +289,30 @@ def test_by_name_the_task_need_not_be_known(runner):
     stranger.close()
 
 
+def test_by_name_a_call_has_the_options_that_using_takes(runner):
+    @runner.task(at_most_once=True)
+    def once(): ...
+
+    given = {"timeout": "1m", "memory": None, "backoff": ["1s", 2]}
+    kept = {"timeout": 60.0, "memory": None, "backoff": [1.0, 2.0]}
+    for name, arguments in (("convert", {"source": "a"}), ("nobody.knows:it", {})):
+        assert json.loads(runner.call(name, arguments, options=given).options) == kept
+        assert runner.call(name, arguments).options is None
+    # whoever rescues it may not know the task
+    assert json.loads(runner.call("once").options) == {"at_most_once": True}
+    for name, options, words in (
+        ("once", {"max_attempts": 2}, "it is run at most once"),
+        ("stranger", {"timeout": 0}, "timeout: expected more than 0 seconds"),
+        (
+            "stranger",
+            {"queue": "fast", "lease": 1},
+            "options: expected some of backoff, .*, got lease, queue",
+        ),
+    ):
+        with pytest.raises(EnqueueError, match=words):
+            runner.call(name, options=options)
+
+
 def test_by_name_a_known_task_is_checked_and_gives_its_queue(runner):
     when = {"x": 1, "when": "2024-01-01T00:00:00Z"}
     job = runner.enqueue("render", {"points": [when]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 from forkrunner.invocation import (
     BAD,
     FINE,
+    F,
     as_shown,
     complain,
     flags,
@@ -33,6 +35,33 @@ if TYPE_CHECKING:
     from forkrunner.runner import Runner
 
 
+#: Option of a single call → what stands for its value, what it does; those that the table of the README marks.
+OVERRIDES = {
+    "timeout": ("DURATION", "End it when it has run so long: 90, 10m, 1h."),
+    "grace": ("DURATION", "Time between TERM and KILL when it is ended."),
+    "memory": ("SIZE", "What it and all that it starts may have: 512MiB, 2GB."),
+    "cpu_seconds": ("DURATION", "CPU time that it and all that it starts may use."),
+    "open_files": ("N", "Files that it may have open."),
+    "file_size": ("SIZE", "What a file may grow to."),
+    "nice": ("N", "How much it stands back behind others, up to 19."),
+    "temporary_folder": (None, "Give it a folder of its own as TMPDIR."),
+    "max_attempts": ("N", "How often it is tried when it raises, exits or breaks a limit."),
+    "max_crashes": ("N", "How often it may take its process along."),
+    "backoff": ("DURATION,…", "Wait before the second try, doubled each time; or one wait for each."),
+}
+
+
+def _overrides(function: F) -> F:
+    for name, (metavar, words) in reversed(OVERRIDES.items()):
+        flag = f"--{name.replace('_', '-')}"
+        if metavar is None:
+            option = click.option(flag, name, is_flag=True, help=words)
+        else:
+            option = click.option(flag, name, metavar=metavar, help=f"{words}  [the task's]")
+        function = option(function)
+    return function
+
+
 @click.command()
 @words_argument("[MODULE:RUNNER] TASK [JSON]")
 @click.option("--queue", metavar="NAME", help="The queue to put it in.  [the task's]")
@@ -48,6 +77,7 @@ if TYPE_CHECKING:
     metavar="NAME=PATH",
     help="A file as the argument NAME; - is standard input. May be given again, for the same NAME if it takes several.",
 )
+@_overrides
 @click.option("--wait", is_flag=True, help="Wait for its end; exit status 1 if it is not done then.")
 @secrets_flag
 @json_flag
@@ -62,12 +92,14 @@ def enqueue(
     wait: bool,
     secrets: bool,
     as_json: bool,
+    **overrides: str | bool | None,
 ) -> int:
     """Make a job of a task and print its id.
 
     The arguments are one JSON object, parameter name → value; `-` reads it from standard input. They are checked
     against the task. With --database and no application they are not, and any name is taken. Files are given by --file,
-    as in `forkrunner enqueue jobs:runner convert '{"scale": 2}' --file source=shot.txt`.
+    as in `forkrunner enqueue jobs:runner convert '{"scale": 2}' --file source=shot.txt`. `none` as the value of a limit
+    takes the task's away.
     """
     from forkrunner.payload import Misfit, parse
     from forkrunner.runner import Runner
@@ -85,8 +117,11 @@ def enqueue(
         _ = runner.tasks[task]  # raises TaskNotFound, with what it knows
     given |= _files(files, given, runner, task)
     at = None if run_at is None else _moment(run_at)
+    options = {name: _value(text) for name, text in overrides.items() if text not in (None, False)}
     try:
-        job = runner.enqueue(task, given, queue=queue, priority=priority, delay=delay, run_at=at)
+        job = runner.enqueue(
+            task, given, queue=queue, priority=priority, delay=delay, run_at=at, options=options
+        )
         if not wait:
             _print_enqueued(job, as_json)
             return FINE
@@ -122,6 +157,18 @@ def _files(options: tuple[str, ...], given: dict[str, Any], runner: Runner, task
         name for name, each in found.items() if len(each) > 1 or str(kinds.get(name)).startswith("list[")
     }
     return {name: each if name in several else each[0] for name, each in found.items()}
+
+
+def _value(text: str | bool | None) -> Any:
+    """Return what was typed as the value of an option of a task, which is checked where all of them are."""
+    if not isinstance(text, str):
+        return text
+    if "," in text:
+        return [_value(part) for part in text.split(",")]
+    text = text.strip()
+    if text == "none":
+        return None
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 
 def _print_enqueued(job: Job[Any], as_json: bool) -> None:
