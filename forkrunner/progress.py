@@ -25,10 +25,10 @@ _STEPS = frozenset({"follow", "step", "tqdm", "track", "trange"})
 _sender: Sender | None = None
 
 
-def progress(fraction: float | None, message: str | None = None, /, **detail: Any) -> None:
+def progress(fraction: float | None = None, message: str | None = None, **detail: Any) -> None:
     """Say how far the running job is; outside a job it does nothing.
 
-    `fraction` is in 0…1: what is beyond is taken as the nearer end; NaN, None and what is no number as "no
+    `fraction` is in 0…1: what is beyond is taken as the nearer end; none, NaN and what is no number as "no
     further than before". The bar never goes back: after 0.5, 0.4 changes the message only. `detail`
     is JSON for whoever reads it; what is too much of it (16 KiB) or no JSON is left out.
 

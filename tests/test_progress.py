@@ -151,6 +151,30 @@ def test_messages_and_details_of_any_kind_are_no_error(run):
     ]
 
 
+def test_fraction_and_message_may_be_given_by_name(run):
+    shown = run(
+        """
+        for words in (
+            {"fraction": 0.25, "message": "Frame 1", "frame": 1},
+            {"message": "no further"},
+            {"fraction": 0.5},
+            {},
+        ):
+            progress(**words)
+            show("fraction", "message", "detail")
+        progress(0.75, message="Frame 3")
+        show("fraction", "message", "detail")
+        """
+    )
+    assert shown == [
+        [0.25, "Frame 1", {"frame": 1}],
+        [0.25, "no further", {}],
+        [0.5, None, {}],
+        [0.5, None, {}],
+        [0.75, "Frame 3", {}],
+    ]
+
+
 def test_outside_of_a_job_nothing_happens(run):
     assert run(
         """

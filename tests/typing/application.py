@@ -23,6 +23,9 @@ class Shape:
 @runner.task
 def convert(source: str, scale: float = 1.0) -> dict[str, int]:
     progress(0.5, f"Frame {scale}", frame=3)
+    progress(fraction=0.5, message="Frame 3", frame=3)
+    progress(None, message="Frame 4")
+    progress(message="Frame 5")
     return {"frames": len(source)}
 
 
@@ -110,6 +113,8 @@ fetch.enqueue(3)  # type: ignore[arg-type]
 send.using(delay=1).enqueue()  # type: ignore[call-arg]
 wrong: str = convert.enqueue("a").result  # type: ignore[assignment]
 runner.task(max_attempts="3")  # type: ignore[call-overload]
+progress("half", 3)  # type: ignore[arg-type]
+progress(message=3)  # type: ignore[arg-type]
 runner.enqueue("convert", ["a"])  # type: ignore[arg-type]
 job.state = State.DONE  # type: ignore[misc]
 runner.before_exit(convert)  # type: ignore[type-var]
