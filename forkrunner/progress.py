@@ -2,7 +2,7 @@
 
 Where that is kept, and read by whoever watches, is in places.py. Imported in the mold: nothing heavy here.
 What a job that says nothing does not need is elsewhere: when to send in `sender.py`; `track`,
-`step`, `follow` and `tqdm` in `steps.py`, as names of this module too.
+`step` and `follow` in `steps.py`, `tqdm` and `trange` in `dropin.py`, as names of this module too.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .dropin import tqdm as tqdm
+    from .dropin import trange as trange
     from .sender import Sender
     from .steps import follow as follow
     from .steps import step as step
-    from .steps import tqdm as tqdm
     from .steps import track as track
-    from .steps import trange as trange
 
-_STEPS = frozenset({"follow", "step", "tqdm", "track", "trange"})
+_STEPS = frozenset({"follow", "step", "track"})
+_DROP_IN = frozenset({"tqdm", "trange"})
 
 _sender: Sender | None = None
 
@@ -59,11 +60,17 @@ def end() -> None:
 
 
 def __getattr__(name: str) -> object:
-    if name not in _STEPS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import steps
+    value: object
+    if name in _STEPS:
+        from . import steps
 
-    value: object = getattr(steps, name)
+        value = getattr(steps, name)
+    elif name in _DROP_IN:
+        from . import dropin
+
+        value = getattr(dropin, name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
 

@@ -145,6 +145,7 @@ FLOORS = [
         "places",
         "sender",
         "steps",
+        "dropin",
         "safepoint",
         "currentjob",
         "session",
