@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
-_OF = re.compile(r"(\d+) ?(?:/|of) ?(\d+)")
+# no piece of a date, a path, an address, a version
+_OF = re.compile(r"(?<![\d/.,:-])(\d+) ?(?:/|of) ?(\d+)(?![\d/]|[.,:-]\d)")
 
 
 # ------------------------------------------------------------------------------------ steps
@@ -216,7 +217,7 @@ def follow(stream: Any, parse: Callable[[str], Any] | re.Pattern[str] | str | No
     `stream` is `Popen.stdout`, as text or bytes (a line also ends where the program goes back to its beginning), or any
     iterable of lines. `parse` is called with a line and returns a fraction, (fraction, message), or None. Or it is a
     regular expression: its only group is a percentage, or the first of two is a number and the second the whole. Without it
-    `42 %` or `3/7` are found, wherever they stand.
+    `42 %` or `3/7` are found, wherever they stand; dates, and what is more than the whole, are passed over.
 
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             for line in follow(process.stdout):
@@ -240,9 +241,13 @@ def _finder(pattern: re.Pattern[str] | str | None) -> Callable[[str], float | No
             for match in each.finditer(line):
                 try:
                     part, *whole = (float(group) for group in match.groups() if group)
-                    return part / whole[0] if whole else part / 100
+                    fraction = part / whole[0] if whole else part / 100
                 except (ValueError, ZeroDivisionError):
                     continue  # what the program says there is no number, as `N/A`, or of nothing
+                # where we only guess it was a ratio or a size, and the bar would never come back from its end;
+                # who says where to look may be a frame beyond an estimate
+                if fraction <= 1.0 or pattern is not None:
+                    return fraction
         return None
 
     return find

@@ -471,6 +471,29 @@ def test_the_output_of_a_program_is_read_as_one_likes(run):
     ) == [0.25, 0.5, [0.75, "read x"], 0.75, 0.75, 0.75, 0.75, 0.9]
 
 
+def test_what_only_looks_like_progress_in_the_output_of_a_program_is_none(run):
+    """The bar never comes back from its end, so a wrong guess would be the last."""
+    lines = [
+        "2026/10/05 12:00:00 reading",
+        "05/10/2026 reading",
+        "ratio 16/9 detected",
+        "Compressed 150% of original",
+        "page 3/1",
+        "1.5/3.5 MB",
+        "reading /data/3/7/frame",
+        "at 10/12:30",
+    ]
+    assert (
+        run(f"progress(0)\nfor line in follow({lines}): show('fraction')\nshow('fraction')")
+        == [0.0] * len(lines) + [0.0]
+    )
+    assert run(
+        r"""
+        for line in follow(["150% of 2/8 files", "[3/8]", "frame 5 of 8.", "6/8, 1.5 MB", "at 100 %"]): show("fraction")
+        """
+    ) == [0.25, 0.375, 0.625, 0.75, 1.0]
+
+
 def test_parts_are_worked_on_side_by_side_in_forked_processes(anywhere):
     (entry, order) = anywhere(
         """
