@@ -36,9 +36,10 @@ class tqdm(Generic[T]):
         self.disable = bool(disable)
         self._desc = desc or ""
         self._postfix = "" if postfix is None else str(postfix)
-        self._bar = Bar(self._words(), total, initial, "" if unit == "it" else unit.strip())
-        if self.disable:
-            self._bar.close()
+        self._bar = Bar(self._words(), total, initial)
+        self._bar.unit = "" if unit == "it" else unit.strip()
+        if not self.disable:
+            self._bar.begin()
 
     def __iter__(self) -> Iterator[T]:
         if self.iterable is None:
@@ -63,19 +64,19 @@ class tqdm(Generic[T]):
         self.close()
 
     @property
-    def n(self) -> float:
+    def n(self) -> Any:
         return self._bar.n
 
     @n.setter
-    def n(self, value: float) -> None:
+    def n(self, value: Any) -> None:
         self._bar.n = value
 
     @property
-    def total(self) -> float | None:
+    def total(self) -> Any:
         return self._bar.total
 
     @total.setter
-    def total(self, value: float | None) -> None:
+    def total(self, value: Any) -> None:
         self._bar.total = value
 
     @property
@@ -113,7 +114,7 @@ class tqdm(Generic[T]):
         if total is not None:
             self._bar.total = total
         self._bar.n, self._bar.start = 0, clock.monotonic()
-        self._bar.moved()
+        self._bar.anew()
 
     def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
         self._desc = desc or ""

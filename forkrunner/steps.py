@@ -28,14 +28,23 @@ _PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 _OF = re.compile(r"(?<![\d/.,:-])(\d+) ?(?:/|of) ?(\d+)(?![\d/]|[.,:-]\d)")
 
 
+def number_of(value: object) -> float | None:
+    """Return a finite number, also from its text as `progress` takes it; None for what is none."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - whatever it is, it is no reason to fail the job
+        return None
+    return number if number - number == 0.0 else None
+
+
 # ------------------------------------------------------------------------------------ steps
 
 
 class step:
     """A part of the job: `with step("Reading", weight=0.2):`.
 
-    `weight` is its share of what it is a part of; without one it takes what earlier steps have left. Shares beyond
-    1 get what is left. A step that raises leaves the bar where it is.
+    `weight` is its share of what it is a part of; without one, or with what is no number, it takes what earlier steps have
+    left. Shares beyond 1 get what is left. A step that raises leaves the bar where it is.
 
     With `parts` it is worked on by so many at once, each with a bar of its own that counts as one part: `with render.part(n):`,
     n from 0, in processes that are forked inside the step.
@@ -44,7 +53,7 @@ class step:
     def __init__(self, label: str, weight: float | None = None, *, parts: int = 0) -> None:
         self.label = label
         self.weight = weight
-        self.parts = parts
+        self.parts = int(number_of(parts) or 0)
         self._sender: Sender | None = None
 
     def __enter__(self) -> Self:
@@ -54,8 +63,8 @@ class step:
         self._before = sender.low, sender.span, sender.used, sender.label
         low, span, used, _ = self._before
         left = max(0.0, 1.0 - used)
-        weight = left if self.weight is None or self.weight != self.weight else self.weight
-        self._weight = min(max(weight, 0.0), left)
+        weight = number_of(self.weight)
+        self._weight = left if weight is None else min(max(weight, 0.0), left)
         sender.low, sender.span, sender.used = low + span * used, span * self._weight, 0.0
         sender.label = self.label
         if self.parts > 0:
@@ -130,21 +139,47 @@ class Part:
 class Bar:
     """The count of a loop, with rate and time left; it words itself only when it is sent."""
 
-    def __init__(self, message: object, total: float | None, initial: float = 0, unit: str = "") -> None:
+    def __init__(self, message: object, total: Any, initial: Any = 0) -> None:
         self.message = message
-        self.total = total
+        self.unit = ""
+        #: Counts are shown with k, M, G, of so much each; None: in full.
+        self.thousand: float | None = None
+        #: What one of a count stands for.
+        self.scale = 1.0
         self.n = self.initial = initial
-        self.unit = unit
+        self.total = total
         self.start = clock.monotonic()
+        self.sender: Sender | None = None
+
+    def begin(self) -> None:
+        """Take the part of the bar whose turn it is."""
         self.sender = sender = begin()
         if sender is None:
             return
         self.before = sender.low, sender.span, sender.used, sender.label
         # a step's remaining part, or the item of a loop
         self.low, self.span = sender.low + sender.span * sender.used, sender.span * (1.0 - sender.used)
+        self.anew()
+
+    def anew(self) -> None:
+        """Begin at the beginning: the whole bar too, if it is this loop's alone."""
+        sender = self.sender
+        if sender is None:
+            return
         if self.span == 1.0 and sender.fraction and not sender.is_helper:
             sender.restart()
         self.moved()
+
+    @property
+    def total(self) -> Any:
+        return self._total
+
+    @total.setter
+    def total(self, value: Any) -> None:
+        number = number_of(value)
+        #: As it was given, for who asks; None for what is no number.
+        self._total = None if number is None else number if isinstance(value, str) else value
+        self.whole = max(number or 0.0, 0.0)
 
     def moved(self) -> None:
         """Report the count, and hand the share of the next item to whatever reports while it is worked on."""
@@ -153,13 +188,18 @@ class Bar:
             return
         outer = self.before[3]
         sender.low, sender.span, sender.used, sender.label = self.low, self.span, 0.0, outer
-        if not self.total or self.total <= 0:
+        if not self.whole:
             sender.say(None, self, self.facts)
             sender.span = 0.0  # of an unknown number no item has a share
         else:
-            sender.say(self.n / self.total, self, self.facts)
-            sender.low = self.low + self.span * min(max(self.n / self.total, 0.0), 1.0)
-            sender.span = self.span / self.total if self.n < self.total else 0.0
+            try:
+                part = float(self.n) / self.whole
+            except Exception:  # noqa: BLE001 - whatever a count is, it is no reason to fail the job
+                part = 0.0
+            sender.say(part, self, self.facts)
+            here = 1.0 if part >= 1.0 else part if part > 0.0 else 0.0
+            sender.low = self.low + self.span * here
+            sender.span = self.span / self.whole if here < 1.0 else 0.0
         sender.label = self
 
     def close(self) -> None:
@@ -170,20 +210,46 @@ class Bar:
     @property
     def rate(self) -> float | None:
         seconds = clock.monotonic() - self.start
-        return (self.n - self.initial) / seconds if self.n > self.initial and seconds > 0 else None
+        done = (number_of(self.n) or 0.0) - (number_of(self.initial) or 0.0)
+        return done / seconds if done > 0 and seconds > 0 else None
 
     def facts(self) -> dict[str, Any]:
         rate = self.rate
         return {"done": self.n, "total": self.total, "rate": None if rate is None else round(rate, 3)}
 
     def __str__(self) -> str:
-        count = f"{self.n:g}" if self.total is None else f"{self.n:g} of {self.total:g}"
+        count = self.show(self.n) if self.total is None else f"{self.show(self.n)} of {self.show(self.total)}"
         words = [str(self.message)] if self.message else []
-        words.append(f"{count} {self.unit}".rstrip())
+        words.append(count if self.thousand else f"{count} {self.unit}".rstrip())
         rate = self.rate
         if rate:
-            words.append(f"({rate:.3g}/s)" if rate >= 1 else f"({1 / rate:.3g} s each)")
+            rate *= self.scale
+            words.append(f"({self.show(rate, 1.0)}/s)" if rate >= 1 else f"({show_count(1 / rate)} s each)")
         return " ".join(words)
+
+    def show(self, n: Any, scale: float | None = None) -> str:
+        """Word a count, with its unit if that has k, M, G before it."""
+        number = number_of(n)
+        if number is None:
+            return str(n)
+        number *= self.scale if scale is None else scale
+        return show_scaled(number, self.unit, self.thousand) if self.thousand else show_count(number)
+
+
+def show_count(number: float) -> str:
+    """Word a number as people read it: 1,234,567; 1.5."""
+    if number == round(number) or abs(number) >= 100.0:
+        return f"{number:,.0f}"
+    return f"{number:.3g}"
+
+
+def show_scaled(number: float, unit: str = "", thousand: float = 1000.0) -> str:
+    """Word a number with a prefix: 1.23 MB."""
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(number) < 999.5:
+            return f"{number:.3g} {prefix}{unit}".rstrip()
+        number /= thousand
+    return f"{number:,.0f} Z{unit}"
 
 
 def track(iterable: Iterable[T], message: str | None = None, total: float | None = None) -> Iterator[T]:
@@ -192,6 +258,7 @@ def track(iterable: Iterable[T], message: str | None = None, total: float | None
     Where neither `total` nor the iterable says how many there are, the bar stays and the message counts.
     """
     bar = Bar(message, length_of(iterable) if total is None else total)
+    bar.begin()
     try:
         for item in iterable:
             yield item
@@ -204,7 +271,7 @@ def track(iterable: Iterable[T], message: str | None = None, total: float | None
 def length_of(iterable: object) -> int | None:
     try:
         return len(iterable)  # type: ignore[arg-type]
-    except TypeError:
+    except Exception:  # noqa: BLE001 - some raise what they like where they have no length
         return None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _socket
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -387,6 +388,44 @@ def test_of_unknown_length_the_message_counts_and_the_bar_stays(run):
     assert known == 0.5
 
 
+def test_large_counts_are_written_as_people_read_them(run):
+    (whole, unknown) = run(
+        """
+        bytes = tqdm(total=3_000_000, desc="Bytes")
+        bytes.update(1_234_567); show("message"); bytes.close()
+        numbers = tqdm(desc="Numbers", initial=0.25)
+        numbers.update(1_234_567_890); show("message")
+        """
+    )
+    assert re.fullmatch(r"Bytes 1,234,567 of 3,000,000 \([\d,]+/s\)", whole)
+    assert re.fullmatch(r"Numbers 1,234,567,890 \([\d,]+/s\)", unknown)
+
+
+def test_weights_totals_and_parts_of_the_wrong_type_are_no_error_in_a_job_either(run):
+    source = """
+        for weight in ("0.25", "half", float("nan"), [], None):
+            with step("a", weight=weight): progress(0.5); show("fraction")
+            module._sender and module._sender.restart()
+            if module._sender: module._sender.used = 0.0
+        for total in ("4", "many", float("nan"), float("inf"), -1, [], 10**400):
+            for n in track(range(2), "Items", total=total): pass
+            show("fraction")
+            with tqdm(range(2), total=total) as bar:
+                for n in bar: pass
+        with step("Render", parts="2") as render:
+            with render.part(1): progress(1)
+            show("fraction")
+        class Odd:
+            def __len__(self): raise NotImplementedError
+            def __iter__(self): return iter("ab")
+        print(json.dumps(list(track(Odd()))))
+        """
+    # what is no number is as what is not there: after such a weight the whole, of such a total no share of the bar
+    assert run(source) == [0.125, *[0.5] * 4, 0.5, *[None] * 6, 0.5, ["a", "b"]]
+    nothing = "current.job = None; show = lambda name: None; look = lambda: {}\n"
+    assert run(nothing + textwrap.dedent(source)) == [["a", "b"]]
+
+
 def test_the_next_loop_begins_the_bar_anew(run):
     assert run(
         """
@@ -483,10 +522,8 @@ def test_what_only_looks_like_progress_in_the_output_of_a_program_is_none(run):
         "reading /data/3/7/frame",
         "at 10/12:30",
     ]
-    assert (
-        run(f"progress(0)\nfor line in follow({lines}): show('fraction')\nshow('fraction')")
-        == [0.0] * len(lines) + [0.0]
-    )
+    shown = run(f"progress(0)\nfor line in follow({lines}): show('fraction')\nshow('fraction')")
+    assert shown == [0.0] * (len(lines) + 1)
     assert run(
         r"""
         for line in follow(["150% of 2/8 files", "[3/8]", "frame 5 of 8.", "6/8, 1.5 MB", "at 100 %"]): show("fraction")
