@@ -446,7 +446,7 @@ def test_tqdm_by_hand(run):
             bar.update(); bar.n = 100; bar.refresh()
             show("fraction", "message")
             bar.set_description("Check"); bar.write('"a line"')
-            print(json.dumps([len(bar), bar.n, bar.total, bar.desc, bool(bar), sorted(bar.format_dict)]))
+            print(json.dumps([len(bar), bar.n, bar.total, bar.desc, bool(bar), bar.format_dict["prefix"]]))
             bar.reset(total=400)
             bar.update(300); show("fraction")
         print(json.dumps([list(trange(3)), list(tqdm([1, 2], disable=True))]))
@@ -457,9 +457,67 @@ def test_tqdm_by_hand(run):
     assert shown[1][0] == 0.5
     assert shown[1][1].startswith("Download loss=0.5, epoch=3 100 of 200 B (")
     assert shown[2] == "a line"
-    assert shown[3] == [200, 100, 200, "Check", True, ["elapsed", "n", "prefix", "rate", "total"]]
+    assert shown[3] == [200, 100, 200, "Check", True, "Check"]
     assert shown[4] == 0.75
     assert shown[5] == [[0, 1, 2], [1, 2]]
+
+
+def test_tqdm_has_what_loops_use_of_the_library(run):
+    shown = run(
+        """
+        import asyncio, copy, decimal, io, pickle, threading
+        say = lambda *values: print(json.dumps(values, default=str))
+        tqdm.set_lock(threading.RLock())
+        with tqdm.get_lock(): pass
+        one = tqdm([1, 2, 3], "Items", None, True, sys.stderr, 80, 0.1, 10.0, None, None, False, "frame")
+        say(list(reversed(one)), 2 in one, len(one), one.n)
+        bar = tqdm(total=decimal.Decimal(4), position=1, leave=False, colour="red", nrows=2, unit="row", any_other=1)
+        bar.update(decimal.Decimal(1)); show("fraction", "message")
+        say(bar.leave, bar.pos, bar.desc, bar.disable, bar.unit, bar.postfix, bar.iterable, bar.initial, bar.miniters)
+        say(bar.ncols, bar.fp, bar.start_t <= bar.last_print_t, bar.last_print_n, bar.dynamic_ncols, str(bar)[:6])
+        bar.moveto(1); bar.display("x", pos=1); bar.clear(nolock=True); bar.unpause(); bar.refresh(nolock=True)
+        bar.desc = "Rows"; bar.refresh(); show("message")
+        bar.reset(); show("fraction"); bar.close()
+        with tqdm.external_write_mode(): tqdm.write('["written"]')
+        say(tqdm.format_sizeof(1_234_567, "B"), tqdm.format_interval(3723), tqdm.format_num(1234))
+        with tqdm.wrapattr(io.BytesIO(b"x" * 4096), "read", total=8192, desc="Reading") as stream:
+            say(len(stream.read(1024)), stream.tell()); show("fraction", "message")
+            stream.note = 1
+            say(len(stream.read()), stream.readable())
+        show("fraction")
+        with tqdm.wrapattr(io.BytesIO(), "write", total=100) as stream:
+            say(stream.write(b"12345")); show("fraction")
+        with tqdm(total=3_000_000, unit_scale=True, unit="B") as scaled:
+            scaled.update(1_234_567); show("message")
+        with tqdm(total=30, unit_scale=1000, unit="B") as scaled:
+            scaled.update(15); show("message")
+        class Later:
+            def __aiter__(self): return self.each()
+            async def each(self):
+                for n in range(4): yield n
+        async def work():
+            return [n async for n in tqdm(Later(), total=8)], [n async for n in tqdm(range(2))]
+        say(*asyncio.run(work()))
+        off = tqdm(range(3), disable=True)
+        off.update(); off.reset(5); off.set_postfix(a=1.23456)
+        say(off.n, off.disable, off.postfix)
+        """
+    )
+    assert shown[:4] == [
+        [[3, 2, 1], True, 3, 3],
+        [0.25, shown[1][1]],
+        [False, -1, "", False, "row", None, None, 0, 0],
+        [None, None, True, 0, False, "1 of 4"],
+    ]
+    assert shown[1][1].startswith("1 of 4 row (")
+    assert shown[4].startswith("Rows 1 of 4 row (")
+    assert shown[5:9] == [0.0, ["written"], ["1.23 MB", "1:02:03", "1,234"], [1024, 1024]]
+    assert shown[9][0] == 0.125
+    assert shown[9][1].startswith("Reading 1 kB of 8 kB (")
+    assert shown[10:14] == [[3072, True], 0.5, [5], 0.05]
+    assert re.fullmatch(r"1\.23 MB of 3 MB \([\d.]+ [MG]B/s\)", shown[14])
+    assert shown[15].startswith("15 kB of 30 kB (")
+    assert shown[16:] == [[[0, 1, 2, 3], [0, 1]], [0, True, "a=1.23"]]
 
 
 # ------------------------------------------------------------------------------ processes
