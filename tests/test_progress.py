@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from forkrunner.places import Reader, sink
+from forkrunner.places import ProgressFiles, Reader, sink
 from tests.servers import Memcached, free_port
 from tests.support import wait_until
 
@@ -736,6 +736,17 @@ def test_several_servers_share_the_keys_and_when_one_is_gone_the_next_is_used(tm
             reader.drop(job)
         assert reader.get_many(jobs) == {}
         reader.close()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_servers_have_the_same_share_of_the_keys(count):
+    """Names of one length, as those of most are, and ids that differ in their last digits only."""
+    places = [f"10.0.0.{number}:11211" for number in range(count)]
+    place = sink({"url": f"memcached://{','.join(places)}", "prefix": "forkrunner-0123456789abcdef"})
+    assert not isinstance(place, ProgressFiles)
+    firsts = [place._in_order(place._key(f"{JOB[:-4]}{number:04}"))[0].place for number in range(3000)]
+    shares = [firsts.count(place) / 3000 * count for place in places]
+    assert 0.85 < min(shares) <= max(shares) < 1.15
 
 
 @pytest.mark.parametrize("first", ["127.0.0.2", "127.0.0.1"])
