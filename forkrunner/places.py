@@ -242,6 +242,17 @@ class _Memcached:
                     found[job_id] = value
         return found
 
+    def silent(self) -> dict[str, str]:
+        """Ask each server whether it is there; return those that do not answer, and why."""
+        found = {}
+        for server in self.servers:
+            try:
+                self._client(server).version()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
+                found[server.place] = str(error) or type(error).__name__
+                server.close()
+        return found
+
     def _client(self, server: _Server) -> Any:
         if server.client is None:
             import socket
@@ -327,6 +338,13 @@ class Reader:
             return self._idle.pop()
         except IndexError:
             return sink(self._settings)
+
+    def silent(self) -> dict[str, str]:
+        """Return the servers that do not answer, and why; none where progress goes to files."""
+        place = self._take()
+        found = {} if isinstance(place, ProgressFiles) else place.silent()
+        self._idle.append(place)
+        return found
 
     def sweep(self) -> None:
         """Remove entries as old as those that memcached forgets."""

@@ -28,6 +28,7 @@ from forkrunner.options import OF_CALLS
 from forkrunner.orders import SIGNALS
 from forkrunner.records import Attempt, Ending, New, SupervisorRow
 from forkrunner.store import Store
+from tests.servers import Memcached, free_port
 from tests.support import Cli, Finished, Process, wait_until
 
 APP = """
@@ -745,6 +746,19 @@ def test_check_shows_the_tasks_and_what_is_wrong(cli: Cli, ask: Ask, sqlite_app:
     cli.write("from forkrunner import Runner\nrunner = Runner('sqlite:///jobs.db')")
     assert "has no tasks" in ask("check").stdout
     assert "FORKRUNNER_SLOT is ignored" in ask("check", env={"FORKRUNNER_SLOT": "1"}).stdout
+
+
+@pytest.mark.memcached
+def test_check_tries_the_servers_of_progress(ask: Ask, sqlite_app: str, memcached: Memcached) -> None:
+    assert "No problems." in ask("check", "--progress-url", memcached.url).stdout
+    nobody = f"127.0.0.1:{free_port()}"
+    found = ask("check", "--progress-url", f"{memcached.url},{nobody}").stdout
+    assert "No problems." not in found
+    assert f"warning: progress_url: {nobody} does not answer: [Errno 111] Connection refused" in found
+    found = ask("check", "--json", "--progress-url", "memcached://no-such-host.invalid:1").json
+    assert found["problems"] == []
+    (warning,) = found["warnings"]
+    assert warning.startswith("progress_url: no-such-host.invalid:1 does not answer: ")
 
 
 def test_config_tells_where_each_value_comes_from(cli: Cli, ask: Ask, sqlite_app: str) -> None:

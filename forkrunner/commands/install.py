@@ -62,11 +62,12 @@ def migrate(words: tuple[str, ...], as_json: bool) -> int:
 def check(words: tuple[str, ...], as_json: bool) -> int:
     """Say what is wrong, before `run` has to.
 
-    Imports the application, asks the database, and shows the tasks. Exit status 1 if there is a problem.
+    Imports the application, asks the database and memcached, and shows the tasks. Exit status 1 if there is a problem.
     """
     from forkrunner import jsonpages, safety, terminal, wording
     from forkrunner.application import look_for_trouble, threads_in
     from forkrunner.hooks import run_before_fork
+    from forkrunner.places import Reader, place
 
     target = only_target(words)
     settings = load_settings(target)
@@ -94,6 +95,12 @@ def check(words: tuple[str, ...], as_json: bool) -> int:
     if not tasks:
         warnings.append(f"{app} has no tasks: nothing can run")
     warnings += missing(settings, tasks)
+    reader = Reader(place(settings))
+    warnings += [
+        f"progress_url: {server} does not answer: {reason}; jobs run without it, and their progress is not seen"
+        for server, reason in reader.silent().items()
+    ]
+    reader.close()
     schema = "of this release"
     with open_store(settings) as store:
         try:
