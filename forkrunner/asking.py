@@ -6,6 +6,7 @@ Web processes, threads and the command line call this; what always holds is said
 from __future__ import annotations
 
 import builtins  # Asking.list hides the name in its class
+import json
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
@@ -39,6 +40,8 @@ class Asking(Access):
 
     #: A connection of the caller's has been used: a file that was missing is made by then.
     _caller_checked = False
+    #: Which queues are served together, as the supervisors' rows said at the last look; see `standing`.
+    _served: dict[str, list[str]] | None = None
 
     # -- making jobs
 
@@ -101,12 +104,25 @@ class Asking(Access):
         return _row(rows[0], tuple(_attempt(row[width:]) for row in rows if row[width] is not None))
 
     def standing(self, ids: Collection[str], *, now: datetime | None = None) -> dict[str, Standing]:
-        """Say how these jobs stand, those that exist, in one statement; an id is as `Runner.get` takes it."""
+        """Say how these jobs stand, those that exist, in one statement; an id is as `Runner.get` takes it.
+
+        `position` counts the jobs of all queues that are served together with the job's own, as far as the supervisors'
+        rows tell: of all queues, where one names none, or none runs.
+        """
         parameters = {"ids": [_id(id) for id in ids], "now": self._moment(now)}
-        rows = self._transactions.read(
-            lambda connection: connection.execute(self._statements.standing, parameters).all()
-        )
-        return {row[0]: _standing(row) for row in rows}
+        known = self._served
+        rows = self._stand(parameters, known)
+        if rows and (told := _served(rows[0][-1])) != known:
+            # seldom: since the last look a supervisor of other queues has come or gone
+            self._served = told
+            rows = self._stand(parameters, told)
+        return {row[0]: _standing(row[:-1]) for row in rows}
+
+    def _stand(self, parameters: dict[str, Any], served: dict[str, list[str]] | None) -> Sequence[Any]:
+        statement = self._statements.standing
+        if served is not None:
+            statement, parameters = self._statements.standing_of_queues, parameters | served
+        return self._transactions.read(lambda connection: connection.execute(statement, parameters).all())
 
     def output(self, id: str, attempt: int) -> str | None:
         """Return what an attempt wrote, head and tail; None if it wrote no more than is in its `output_tail`."""
@@ -284,11 +300,20 @@ def _id(id: str) -> str:
         raise JobNotFound(f"no job has the id {id!r}", id=id) from None
 
 
+def _served(told: str | None) -> dict[str, list[str]] | None:
+    """Read what the supervisors say of their queues, a line for each (`Renewal.picture`); None: one takes from all."""
+    if told is None:
+        return None
+    groups = [json.loads(line)["queues"] for line in told.split("\n")]
+    pairs = {f"{one},{other}" for group in groups for one in group for other in group}
+    return {"named": sorted({name for group in groups for name in group}), "pairs": sorted(pairs)}
+
+
 def _standing(row: Sequence[Any]) -> Standing:
-    *facts, position, file = row
+    *facts, position, due_at, file = row
     values = dict(zip(STANDING, facts, strict=True))
     values |= {"state": State(values["state"]), "file": file and address(*file.split("/", 1))}
-    return Standing(**values, position=position)
+    return Standing(**values, position=position, due_at=due_at)
 
 
 def _attempt(row: Sequence[Any]) -> Attempt:

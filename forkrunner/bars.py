@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from forkrunner import terminal, wording
+from forkrunner import clock, terminal, wording
 from forkrunner.job import State
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def choose(names: Mapping[str, str], as_json: bool) -> Lines:
 def words(view: View) -> str:
     """Say on one line how a job stands."""
     if view["state"] == "pending":
+        if view["due_at"] is not None:
+            return f"waits until {wording.moment(datetime.fromisoformat(view['due_at']), clock.utc())}"
         ahead = view["position"]
         return {None: "waits", 0: "waits, is next", 1: "waits, 1 job is ahead"}.get(
             ahead, f"waits, {'at least ' if ahead == 1000 else ''}{ahead} jobs are ahead"
@@ -73,7 +76,13 @@ class Lines:
         sys.stdout.flush()
 
     def key(self, view: View) -> Any:
-        return view["state"], view["attempt"], view["position"], int((view["fraction"] or 0) * 10)
+        return (
+            view["state"],
+            view["attempt"],
+            view["position"],
+            view["due_at"],
+            int((view["fraction"] or 0) * 10),
+        )
 
     def say(self, id: str, view: View) -> None:
         if view["state"] in ("pending", "busy"):

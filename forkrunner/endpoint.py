@@ -35,6 +35,7 @@ from .errors import FileMissing, StorageError, StoreUnavailable
 from .handle import Job
 from .ids import is_id
 from .openapi import LONGEST_WAIT, MOST_IDS, document
+from .watch import seconds_until_due
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -61,9 +62,15 @@ def public_error(view: View) -> str:
 
 
 def poll_after(view: View) -> int | None:
-    """Return after how many milliseconds another look makes sense: soon while it runs, later far back in the queue."""
+    """Return after how many milliseconds another look makes sense: soon while it runs, later far back in the queue.
+
+    For one that is not due yet when it is, but within half a minute: somebody may cancel it, or run it at once.
+    """
     if view["state"] in _ENDED:
         return None
+    early = seconds_until_due(view)
+    if early is not None:
+        return min(500 + round(1000 * early), 30_000)
     if view["state"] == "pending":
         return min(500 + 100 * (view["position"] or 0), 15_000)
     return 500 if view["fraction"] is not None else 1000

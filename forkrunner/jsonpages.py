@@ -111,6 +111,12 @@ def stage_of(row: SupervisorRow) -> str:
     return str(_picture(row)["stage"])
 
 
+def queues_of(row: SupervisorRow) -> list[str] | None:
+    """Return the queues that a supervisor takes jobs from; None: all."""
+    found: list[str] | None = _picture(row).get("queues")
+    return found
+
+
 def _picture(row: SupervisorRow) -> dict[str, Any]:
     found = json.loads(row.molds or "[]")
     # an older release has only its molds there

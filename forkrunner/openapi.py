@@ -16,6 +16,12 @@ def _or_null(kind: str, **more: Any) -> dict[str, Any]:
     return {"type": [kind, "null"], **more}
 
 
+_POSITION = (
+    "How many jobs start before a pending one, as things are now, counted up to 1000: those of all queues that are served"
+    " together with its own, as the running supervisors say, or of all queues where one takes from all or none runs. Null while"
+    " it is not due."
+)
+_DUE_AT = "When a pending one that is not due yet may start; of all others null."
 _PROPERTIES: dict[str, Any] = {
     "id": {"type": "string", "format": "uuid"},
     "state": {"enum": ["pending", "busy", "done", "failed", "cancelled"]},
@@ -23,7 +29,8 @@ _PROPERTIES: dict[str, Any] = {
     "message": _or_null("string", description="What it does now, for people."),
     "detail": {"type": "object", "description": "What the job says beside it."},
     "attempt": {"type": "integer", "minimum": 0, "description": "Number of the attempt; 0 before the first."},
-    "position": _or_null("integer", minimum=0, maximum=1000, description="Jobs ahead of a pending one."),
+    "position": _or_null("integer", minimum=0, maximum=1000, description=_POSITION),
+    "due_at": _or_null("string", format="date-time", description=_DUE_AT),
     "started_at": _or_null("string", format="date-time"),
     "updated_at": _or_null("string", format="date-time"),
     "eta_seconds": _or_null("number", minimum=0, description="Time left, from `updated_at` on."),

@@ -263,8 +263,10 @@ class Standing:
     finished_at: datetime | None
     #: Why it did not end well: for those who run it, not for its users.
     error: str | None
-    #: How many jobs of its queue start before it, counted up to 1000; None unless it is pending.
+    #: How many jobs start before it, counted up to 1000; None unless it is pending and due.
     position: int | None
+    #: When it may start; None unless it is pending and not due yet.
+    due_at: datetime | None = None
     #: Where its result can be downloaded, below the mount of the endpoint, if that is one file; see `filenames.address`.
     file: str | None = None
 
@@ -301,7 +303,7 @@ class SupervisorRow:
     target: str
     slots: int
     version: str
-    #: JSON text: its stage and its molds, as `Renewal.picture` has them.
+    #: JSON text: its stage, its molds, and its queues if it does not take from all, as `Renewal.picture` has them.
     molds: str | None = None
     started_at: datetime | None = None
     lease_until: datetime | None = None

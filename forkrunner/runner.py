@@ -422,8 +422,8 @@ class Runner:
         """Say how a job stands, as the HTTP endpoint does (see `watch.py`); None if there is no such job.
 
         `fraction` (None where nobody knows), `message`, `detail`, `eta_seconds` are what it has said; with them are
-        `id`, `state`, `attempt`, `position` in the queue, `started_at`, `updated_at`. While it runs and says something this
-        asks memcached or a file, otherwise the database.
+        `id`, `state`, `attempt`, `started_at`, `updated_at`; while it waits `position`, the number of jobs ahead, or, if it is not due
+        yet, `due_at`. While it runs and says something this asks memcached or a file, otherwise the database.
         Raises StoreUnavailable.
         """
         text = str(id).lower()

@@ -2,14 +2,15 @@
 
 Used by web servers, the command line and `Runner.progress`. What it returns is what the HTTP endpoint sends as JSON:
 
-    id, state, fraction, message, detail, attempt, position, started_at, updated_at, eta_seconds
+    id, state, fraction, message, detail, attempt, position, due_at, started_at, updated_at, eta_seconds
 
 and of a job that has failed by a UserError the text of that as `error`, with `user_error` true.
 
 A job whose result is one file has `file` too: its address below the mount of the endpoint, which knows it by that alone.
 
-`fraction` is 0…1, or None where nobody knows; `position` is the number of jobs that start before a pending one (counted up to
-1000); times are ISO 8601 in UTC; `eta_seconds` are from `updated_at` on.
+`fraction` is 0…1, or None where nobody knows; `position` is the number of jobs that start before a pending one, in all queues
+that are served together with its own, as far as the supervisors tell, else in all (counted up to 1000); `due_at` is when one
+that is not due yet may start, and such a one has no position; times are ISO 8601 in UTC; `eta_seconds` are from `updated_at` on.
 
 While there is progress the database is not asked. An entry may be left behind by a host that died, or because memcached
 did not hear that it was to go: so one that is older than a minute counts only if the row says, once in ten seconds, that the
@@ -38,8 +39,8 @@ View = dict[str, Any]
 _FRESH, _CONFIRMED = 60.0, 10.0
 #: How many such words are remembered.
 _MOST_CONFIRMED = 10_000
-#: Seconds between two looks of `follow`: while something is busy, and while all wait.
-_BUSY_PAUSE, _PENDING_PAUSE = 0.15, 0.5
+#: Seconds between two looks of `follow`: while something is busy, while all wait, and at most while none of them is due.
+_BUSY_PAUSE, _PENDING_PAUSE, _EARLY_PAUSE = 0.15, 0.5, 5.0
 
 
 class Watcher:
@@ -110,9 +111,24 @@ class Watcher:
                 yield views
                 if all(view["state"] in ENDED for view in views.values()):
                     return
-                busy = any(view["state"] == State.BUSY for view in views.values())
-                pause = _BUSY_PAUSE if busy else _PENDING_PAUSE
+                pause = _pause(views)
             time.sleep(pause)  # noqa: TID251 - in the caller's thread, which asked for it
+
+
+def seconds_until_due(view: View) -> float | None:
+    """Return how long a job that is not due yet has to wait at least, by this host's clock; None of any other."""
+    due_at = view["due_at"]
+    if due_at is None:
+        return None
+    return max(0.0, (datetime.fromisoformat(due_at) - clock.utc()).total_seconds())
+
+
+def _pause(views: dict[str, View]) -> float:
+    live = [view for view in views.values() if view["state"] not in ENDED]
+    if any(view["state"] == State.BUSY for view in live):
+        return _BUSY_PAUSE
+    waits = [seconds_until_due(view) or 0.0 for view in live]
+    return max(_PENDING_PAUSE, min(*waits, _EARLY_PAUSE)) if waits else _PENDING_PAUSE
 
 
 def _of_entry(id: str, entry: Entry) -> View:
@@ -125,6 +141,7 @@ def _of_entry(id: str, entry: Entry) -> View:
         "detail": entry.get("detail") or {},
         "attempt": entry.get("attempt", 1),
         "position": None,
+        "due_at": None,
         "started_at": _utc(entry.get("started_at")),
         "updated_at": _iso(clock.from_wall(updated)) if isinstance(updated, int | float) else None,
         "eta_seconds": entry.get("eta_seconds"),
@@ -142,6 +159,7 @@ def _of_row(row: Standing) -> View:
         "detail": {},
         "attempt": row.attempt,
         "position": row.position,
+        "due_at": _iso(row.due_at),
         "started_at": _iso(row.started_at),
         "updated_at": _iso(row.finished_at or row.started_at or row.created_at),
         "eta_seconds": None,

@@ -8,6 +8,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from forkrunner.records import Ending
 from forkrunner.store import Store
 from tests.running import Bed
 from tests.support import Cli, Process, wait_until
-from tests.test_store import claim_one, ending, new, put, supervisor_row
+from tests.test_store import NOW, claim_one, ending, new, put, supervisor_row
 
 APP = """
 import os, time
@@ -92,12 +94,14 @@ def test_the_place_in_the_queue(database):
     store.register(supervisor_row("a"), 60)
     first, second = sorted(put(store, 2))
     (urgent,) = put(store, priority=5)
-    (other,) = put(store, queue="other")
+    (other,) = put(store, queue="other", run_at=NOW + timedelta(seconds=1))
     (later,) = put(store, now=None, delay=3600)
-    positions = {
-        id: row.position for id, row in store.standing([first, second, urgent, other, later]).items()
-    }
-    assert positions == {urgent: 0, first: 1, second: 2, other: 0, later: 3}
+    found = store.standing([first, second, urgent, other, later])
+    positions = {id: row.position for id, row in found.items()}
+    # that supervisor takes from all queues
+    assert positions == {urgent: 0, first: 1, second: 2, other: 3, later: None}
+    assert {id for id, row in found.items() if row.due_at} == {later}
+    assert found[later].due_at == found[later].run_at
     claim = claim_one(store)
     assert claim.id == urgent
     standing = store.standing([urgent, first, new_id()])
@@ -114,6 +118,57 @@ def test_the_place_in_the_queue(database):
     assert ended.finished_at is not None
     assert store.standing([]) == {}
     store.close()
+
+
+def test_the_place_in_the_queue_counts_what_is_served_together(database):
+    store = Store(database)
+    store.migrate()
+    ids = {}
+    for number, queue in enumerate(("renders", "renders", "mails", "thumbs", "default")):
+        (ids[queue],) = put(store, queue=queue, run_at=NOW + timedelta(seconds=number))
+
+    def positions(*groups: str) -> dict[str, int | None]:
+        """With a supervisor for each of these, whose queues they are."""
+        for name in [row.id for row in store.supervisors()]:
+            store.deregister(name)
+        for group in groups:
+            picture = json.dumps({"stage": "serving", "molds": [], **({"queues": group.split()} if group else {})})
+            store.register(replace(supervisor_row(group or "all"), molds=picture), 60)
+        found = store.standing(list(ids.values()))
+        return {queue: found[id].position for queue, id in ids.items()}
+
+    everything = {"renders": 1, "mails": 2, "thumbs": 3, "default": 4}
+    assert positions() == everything, "nobody knows"
+    assert positions("") == positions("renders", "") == everything
+    assert positions("renders", "mails default", "thumbs") == {
+        "renders": 1,
+        "mails": 0,
+        "thumbs": 0,
+        "default": 1,
+    }
+    assert positions("renders default", "mails default") == {
+        "renders": 1,
+        "mails": 0,
+        "thumbs": 3,  # nobody takes it: it waits for all
+        "default": 3,
+    }
+    assert positions("") == everything
+    store.close()
+
+
+def test_the_place_in_the_queue_is_one_statement(runner, statements):
+    first, second = sorted(put(runner.store, 2))
+    statements.clear()
+    for _ in range(3):
+        assert runner.progress(first)["position"] == 0
+    assert len(statements) == 3
+    runner.store.deregister("a")
+    picture = json.dumps({"stage": "serving", "molds": [], "queues": ["default", "it's"]})
+    runner.store.register(replace(supervisor_row("b"), molds=picture), 60)
+    statements.clear()
+    for _ in range(3):
+        assert runner.progress(second)["position"] == 1
+    assert len(statements) == 4, "once more where other queues are served than before"
 
 
 def test_the_place_in_the_queue_is_counted_to_1000(database):
@@ -230,10 +285,10 @@ def test_follow_ends_when_all_have_ended(runner):
 class Walk:
     """A job that takes its steps when it is told to."""
 
-    def __init__(self, cli: Cli, bed: Bed, **arguments: object) -> None:
+    def __init__(self, cli: Cli, bed: Bed, fail: bool = False, **more: object) -> None:
         self.cli, self.bed = cli, bed
         self.path = str(cli.folder / "step")
-        self.id = bed.put("walk", {"path": self.path, **arguments})
+        self.id = bed.put("walk", {"path": self.path, "fail": fail}, **more)
 
     def to(self, number: int) -> None:
         for n in range(1, number + 1):
@@ -243,6 +298,33 @@ class Walk:
 @pytest.fixture
 def application() -> str:
     return APP
+
+
+def test_the_place_in_the_queue_is_as_the_running_supervisors_have_it(cli, bed):
+    supervisors = [bed.start(slots=1, queues=queues) for queues in ("renders", "default,mails")]
+    told = [row["queues"] for row in cli.run("status", "jobs:runner", "--json").json["supervisors"]]
+    assert sorted(told) == [["default", "mails"], ["renders"]]
+    renders, mails = ([Walk(cli, bed, queue=name) for _ in range(3)] for name in ("renders", "mails"))
+    last = Walk(cli, bed)
+    for first in (renders[0], mails[0]):
+        bed.wait_row(first.id, lambda row: row.state is State.BUSY)
+    found = bed.store.standing([job.id for job in (*renders, *mails, last)])
+    assert [found[job.id].position for job in renders] == [None, 0, 1]
+    assert [found[job.id].position for job in (*mails, last)] == [None, 0, 1, 2]
+    last.to(9)
+    bed.ended(last.id)
+    bed.stop(*supervisors)
+
+
+def test_a_job_that_is_not_due_yet(cli, bed):
+    supervisor, walk = bed.start(), Walk(cli, bed, run_at=datetime.now(UTC) + timedelta(hours=1))
+    watcher = cli.start("watch", "jobs:runner", walk.id)
+    watcher.wait_log(r"walk waits until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \(in (59 m|1 h)")
+    bed.store.cancel(walk.id)
+    assert watcher.wait(20) == 1
+    assert "next" not in watcher.stdout
+    assert "cancelled" in watcher.stdout
+    bed.stop(supervisor)
 
 
 def test_lines_until_the_end(cli, bed):

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from werkzeug.wrappers import Request, Response
 from forkrunner import Runner
 from forkrunner.asgi import ProgressASGI, progress_asgi
 from forkrunner.ids import new_id
-from forkrunner.job import State
+from forkrunner.job import Next, State
 from forkrunner.places import Reader, place
-from forkrunner.records import Claim
+from forkrunner.records import Claim, Ending
 from forkrunner.wsgi import ProgressApp, progress_app, public_error
 from tests.servers import Postgres
 from tests.support import wait_until
-from tests.test_store import claim_one, put, supervisor_row
+from tests.test_store import claim_one, ending, put, supervisor_row
 from tests.test_watch import end, say
 
 NO_JOB = {"error": "there is no such job"}
@@ -95,7 +96,7 @@ def test_a_job_from_the_queue_to_its_result(site):
     first, id = sorted(site.put() for _ in range(2))
     waiting = body(client.get(f"/jobs/{id}"))
     assert waiting.keys() == {
-        *("id", "state", "fraction", "message", "detail", "attempt", "position"),
+        *("id", "state", "fraction", "message", "detail", "attempt", "position", "due_at"),
         *("started_at", "updated_at", "eta_seconds", "poll_after_ms"),
     }
     assert (waiting["id"], waiting["state"], waiting["position"], waiting["fraction"]) == (
@@ -223,6 +224,30 @@ def test_far_back_in_the_queue_one_is_to_ask_rarely(local):
     assert "Retry-After" not in near.headers
     assert body(far)["poll_after_ms"] == 500 + 59 * 100
     assert far.headers["Retry-After"] == "6"
+
+
+def test_of_a_job_that_is_not_due_yet_it_says_when_and_one_is_to_ask_rarely(site):
+    (late,), (soon,), (now,) = (put(site.runner.store, now=None, delay=delay) for delay in (3600, 5, 0))
+    client = site.client()
+    answer = client.get(f"/jobs/{late}")
+    found = body(answer)
+    ahead = (datetime.fromisoformat(found["due_at"]) - datetime.now(UTC)).total_seconds()
+    assert 3500 < ahead <= 3600
+    assert (found["position"], found["poll_after_ms"], answer.headers["Retry-After"]) == (None, 30_000, "30")
+    assert 3000 < body(client.get(f"/jobs/{soon}"))["poll_after_ms"] <= 5500
+    many = body(client.get(f"/jobs?ids={late},{soon}"))
+    assert 3000 < many["poll_after_ms"] <= 5500
+    found = body(client.get(f"/jobs/{now}"))
+    assert (found["due_at"], found["position"], found["poll_after_ms"]) == (None, 0, 500)
+
+
+def test_of_a_job_that_is_tried_again_it_says_when(site):
+    id, claim = site.busy()
+    found = ending(claim, State.FAILED)
+    site.runner.store.finish([Ending(found.attempt, Next(State.PENDING, 1, 0, delay=600), found.task)])
+    found = body(site.client().get(f"/jobs/{id}"))
+    assert (found["state"], found["attempt"], found["position"]) == ("pending", 1, None)
+    assert found["due_at"] > found["started_at"]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])

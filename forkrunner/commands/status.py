@@ -84,6 +84,7 @@ def _supervisor_json(row: SupervisorRow, keeper: Keeper | None) -> dict[str, Any
         **{name: getattr(row, name) for name in ("id", "host", "pid", "target", "slots", "version")},
         "web": {name: keeper[name] for name in ("pid", "generation", "clients")} if keeper and ours else None,
         "stage": jsonpages.stage_of(row),
+        "queues": jsonpages.queues_of(row),
         "molds": jsonpages.molds_json(row),
         "started_at": jsonpages.iso(row.started_at),
         "lease_until": jsonpages.iso(row.lease_until),
