@@ -102,7 +102,9 @@ def _environ(scope: Scope) -> dict[str, Any]:
     for name, value in scope.get("headers", ()):
         key = f"HTTP_{name.decode('latin-1').upper().replace('-', '_')}"
         text = value.decode("latin-1")
-        environ[key] = f"{environ[key]}, {text}" if key in environ else text
+        # HTTP/2 and 3 may split what the browser sends as one, and a comma would be part of a cookie
+        comma = "; " if key == "HTTP_COOKIE" else ", "
+        environ[key] = f"{environ[key]}{comma}{text}" if key in environ else text
     return environ
 
 

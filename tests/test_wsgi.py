@@ -489,11 +489,13 @@ def test_mounted_in_a_framework(local, mount):
 def ask(
     app: ProgressASGI, path: str, query: str = "", method: str = "GET", mount: str = "/jobs", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    """Send one request as a server would that has mounted the application."""
+    """Send one request as a server would that has mounted the application; a header of several lines is several."""
     scope = {
         "type": "http", "http_version": "1.1", "method": method, "scheme": "http", "root_path": mount,
         "path": mount + path, "query_string": query.encode(), "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 5),
-        "headers": [(name.replace("_", "-").lower().encode(), value.encode()) for name, value in headers.items()],
+        "headers": [
+            (name.replace("_", "-").lower().encode(), line.encode()) for name, value in headers.items() for line in value.split("\n")
+        ],
     }  # fmt: skip
     sent: list[Any] = []
 
@@ -531,6 +533,19 @@ def test_asgi_answers_as_wsgi_does(local):
     assert ask(app, f"/{id}", If_None_Match=headers["etag"])[0] == 304
     assert ask(app, f"/{id}", method="HEAD")[2] == b""
     assert ask(app, f"/{id}", mount="")[0] == 200
+
+
+def test_asgi_cookies_and_other_headers_may_come_one_by_one(local):
+    seen = []
+
+    def may_see(request: Any, job: Any) -> bool:
+        seen.append((dict(request.cookies), request.headers["X-Forwarded-For"]))
+        return True
+
+    app = progress_asgi(local.runner, authorize=may_see)
+    headers = {"Cookie": "session=abc; lang=de\ntheme=dark", "X_Forwarded_For": "10.0.0.1\n10.0.0.2"}
+    assert ask(app, f"/{local.put()}", **headers)[0] == 200
+    assert seen == [({"session": "abc", "lang": "de", "theme": "dark"}, "10.0.0.1, 10.0.0.2")]
 
 
 def test_an_asgi_long_poll_holds_no_thread(local):
