@@ -42,6 +42,9 @@ class Alongside:
         self.status: int | None = None
         #: A signal has asked for the end.
         self.told = False
+        #: So has the supervisor been: once more would kill its jobs.
+        self.leaving = False
+        self.terminal = descriptors.has_terminal()
         #: When the command is killed, for it does not end.
         self.kill_at = FOREVER
 
@@ -78,13 +81,18 @@ class Alongside:
         # Ctrl-C in a terminal has reached the command by itself
         if self.command and not (number != signal.SIGTERM and descriptors.has_terminal()):
             process.kill(self.command, number)
-        if self.supervisor:
-            process.kill(self.supervisor, signal.SIGTERM)
+        # asked for again it kills, and that is for whoever has sent us two
+        self._stop_supervisor()
         self._limit()
 
     def on_reload(self, number: int) -> None:
         self.on_other(number)
-        if self.supervisor:
+        if self.terminal and not descriptors.has_terminal():
+            # it was closed, and that is no wish for new code
+            self.told = True
+            self._stop_supervisor()
+            self._limit()
+        elif self.supervisor:
             process.kill(self.supervisor, number)
 
     def on_other(self, number: int) -> None:
@@ -103,13 +111,18 @@ class Alongside:
                 self.status = code
             if is_command:
                 self.command, self.kill_at = 0, FOREVER
-                if self.supervisor:
-                    process.kill(self.supervisor, signal.SIGTERM)
+                if not self.leaving:
+                    self._stop_supervisor()
             else:
                 self.supervisor = 0
                 if self.command:
                     process.kill(self.command, signal.SIGTERM)
                     self._limit()
+
+    def _stop_supervisor(self) -> None:
+        self.leaving = True
+        if self.supervisor:
+            process.kill(self.supervisor, signal.SIGTERM)
 
     def _limit(self) -> None:
         if self.command and self.kill_at == FOREVER:

@@ -14,7 +14,7 @@ import pytest
 
 from forkrunner.job import State
 from tests.running import LONG, SOURCE, Bed, check_gone
-from tests.support import Cli, Process, wait_until
+from tests.support import Cli, Process, alive, wait_until
 
 #: Says which signals it gets; ends itself on TERM with 7.
 COMMAND = """
@@ -60,6 +60,37 @@ def test_term_ends_both_and_a_job_is_done_before(bed: Bed) -> None:
     process.signal(signal.SIGTERM)
     ended(bed, process, 7)
     assert process.stdout.count("got SIGTERM") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_running_job_has_the_grace_period(bed: Bed, number: int) -> None:
+    """The command, which ends at once, is no second signal for the supervisor."""
+    bed.cli.env["FORKRUNNER_GRACE_PERIOD"] = "60"
+    process = start(bed)
+    id = bed.put("hold", {"path": bed.path("go")})
+    bed.wait_noted("start", id)
+    (command,) = process.pids(r"^\S+ command.py$")
+    process.signal(number)
+    if number == signal.SIGINT:  # which this one does not take for an order
+        process.wait_log("got SIGINT", LONG)
+        os.kill(command, signal.SIGTERM)
+    wait_until(lambda: not alive(command), LONG, "the end of the command")
+    bed.let_go()
+    assert bed.ended(id).state == State.DONE
+    ended(bed, process, 7)
+
+
+def test_term_twice_kills_a_running_job(bed: Bed) -> None:
+    bed.cli.env |= {"FORKRUNNER_GRACE_PERIOD": "60", "FORKRUNNER_GRACE": "0.1"}
+    process = start(bed)
+    id = bed.put("hold", {"path": bed.path("never")})
+    bed.wait_noted("start", id)
+    process.signal(signal.SIGTERM)
+    process.wait_log(r"stopping \(SIGTERM\)", LONG)
+    process.signal(signal.SIGTERM)
+    process.wait_log("killing 1 running", LONG)
+    process.wait(LONG)
+    process.wait_gone()
 
 
 def test_the_command_ends_first(bed: Bed) -> None:

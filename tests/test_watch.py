@@ -132,7 +132,9 @@ def test_the_place_in_the_queue_counts_what_is_served_together(database):
         for name in [row.id for row in store.supervisors()]:
             store.deregister(name)
         for group in groups:
-            picture = json.dumps({"stage": "serving", "molds": [], **({"queues": group.split()} if group else {})})
+            picture = json.dumps(
+                {"stage": "serving", "molds": [], **({"queues": group.split()} if group else {})}
+            )
             store.register(replace(supervisor_row(group or "all"), molds=picture), 60)
         found = store.standing(list(ids.values()))
         return {queue: found[id].position for queue, id in ids.items()}
