@@ -336,7 +336,8 @@ def test_the_bill_of_a_job_under_a_large_application_has_what_its_programs_had(
         }
         for megabytes, id in ids.items():
             peak = bed.ended(id).attempts[0].peak_memory_bytes or 0
-            assert megabytes << 20 <= peak < (megabytes + 40) << 20, (megabytes, peak)
+            # of what it shared a fork may have less in the end
+            assert (megabytes - 5) << 20 <= peak < (megabytes + 40) << 20, (megabytes, peak)
         bed.stop(supervisor)
 
 
