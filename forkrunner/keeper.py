@@ -10,7 +10,9 @@ Always true between two lines of the loop:
 (1) it holds the lock, so there is no second one;
 (2) there is at most one supervisor that is not stopping;
 (3) whoever keeps it alive is known by pid and start time, and watched by a pidfd: a reused pid or an inherited
-    descriptor prolongs nothing (webservers.py).
+    descriptor prolongs nothing (webservers.py);
+(4) what the supervisor runs, and in which surroundings, is what one living web server wants, its owner. Of the others
+    only new code is taken, until the owner has ended: then what the newest of them wants.
 """
 
 from __future__ import annotations
@@ -61,6 +63,23 @@ SIGNALS: dict[int, str] = {
 }
 
 
+class Want:
+    """What one web server wants to be run, and in which surroundings."""
+
+    def __init__(self, command: dict[str, Any], form: list[str], variables: Any, output: list[int]) -> None:
+        self.command = command
+        #: Level and format of the log.
+        self.form = form
+        #: None: it has not told.
+        self.variables: dict[str, str] | None = variables
+        #: Its standard output and standard error, ours to close.
+        self.output = output
+
+    def close(self) -> None:
+        for fd in self.output:
+            os.close(fd)
+
+
 class Keeper:
     def __init__(self, home: str, lock: int) -> None:
         self.home = home
@@ -73,8 +92,10 @@ class Keeper:
         self.servers = Servers(self.poll)
         self.surroundings = Surroundings()
         self.command: dict[str, Any] | None = None
-        #: What tells one start of a web server from another, for those that were met.
-        self.known: set[str] = set()
+        #: By what tells one start of a web server from another; the newest last.
+        self.wants: dict[str, Want] = {}
+        #: Whose it is that we have run.
+        self.owner = ""
         self.changes: Changes | None = None
         self.generation = 0
         self.supervisor = 0
@@ -218,54 +239,72 @@ class Keeper:
         except (ValueError, KeyError, TypeError):
             return  # another release's, which will speak to its own keeper when this one is gone
         # uWSGI's master keeps its pid when it becomes itself anew
-        again = who in self.servers.clients and server not in self.known
+        again = who in self.servers.clients and server not in self.wants
         # of a pool in which each is a program of its own: FastCGI, Passenger
         pooled = not again and master is None and self.servers.has_lone()
-        is_new = server not in self.known and not pooled
-        is_only = not self.servers.serving
-        if not again and not self.servers.add(who, master, daemon_until):
+        is_new = server not in self.wants
+        if again:
+            self.servers.renamed(who, server)
+        elif not self.servers.add(who, master, server, daemon_until):
             return
         self.stop_at = self.idle_at = FOREVER
-        if self.command is None:
-            self.command = command
-            self.log = Log(*form)
-            self.changes = Changes(command["folder"], limit=_MOST)
-            self.changes.add(files)
-        elif command["target"] != self.command["target"]:
-            self.log.emit("keeper.other", other=command["target"], target=self.command["target"])
+        if is_new:
+            self.wants[server] = Want(command, form, variables, [*output])
+            output.clear()
         else:
-            # of one that starts beside another, as a site's second instance does, new code is all that is taken
-            moved = (
-                is_new and is_only and variables is not None and self.surroundings.differ(variables, output)
-            )
-            if moved:
-                self.surroundings.take(variables, output)
-            if not self.supervisor:
-                self.command, self.start_at, self.young_deaths = command, now, 0
-            elif moved or command != self.command:
-                # nothing that a new mold could take over
-                self.command, self.log = command, Log(*form)
-                self.log.emit("keeper.replaced")
-                self.leave()
-            elif is_new:
-                self.why, self.renew_at = "a web server has started", min(self.renew_at, now + _GATHER)
-            else:  # a worker: of new code, if the files say so
-                self.renew_at = min(self.renew_at, now + _GATHER)
-        if self.changes is not None:
-            self.changes.add(files)
-        self.known.add(server)
-        if not (self.supervisor or self.stopping):
-            self.start_at = min(self.start_at, now)
+            self.wants[server].command = command
+        if self.changes is None:
+            self.changes = Changes(command["folder"], limit=_MOST)
+        self.changes.add(files)
+        changed = command != self.command or not self.supervisor
+        if not self.servers.has(self.owner) or (server == self.owner and changed):
+            self.adopt(server, now)
+        elif command == self.command and is_new and not pooled:
+            self.why, self.renew_at = "a web server has started", min(self.renew_at, now + _GATHER)
+        elif command == self.command:  # a worker: of new code, if the files say so
+            self.renew_at = min(self.renew_at, now + _GATHER)
+        elif is_new:
+            assert self.command is not None
+            event = "keeper.other" if command["target"] != self.command["target"] else "keeper.differs"
+            self.log.emit(event, other=command["target"], target=self.command["target"], pid=who.pid)
         self.note()
 
+    def adopt(self, server: str, now: float) -> None:
+        """Run what this web server wants from now on. Keeps (4)."""
+        want, before = self.wants[server], self.command
+        self.owner, self.command = server, want.command
+        moved = want.variables is not None and self.surroundings.differ(want.variables, want.output)
+        if moved and want.variables is not None:
+            self.surroundings.take(want.variables, want.output)
+        if moved or before != want.command:
+            self.log = Log(*want.form)
+        if not self.supervisor:
+            self.young_deaths = 0
+            if not self.stopping:
+                self.start_at = now
+        elif moved or before != want.command:
+            # nothing that a new mold could take over
+            self.log.emit("keeper.replaced")
+            self.leave()
+            self.start_at = now
+        else:
+            self.why, self.renew_at = "a web server has started", min(self.renew_at, now + _GATHER)
+
     def look(self, ready: set[int], now: float) -> None:
-        """See who has ended."""
+        """See who has ended, and whose turn it is then."""
         if self.servers.bury(ready, now):
+            self.forget()
+            if self.wants and not self.servers.has(self.owner):
+                self.adopt([*self.wants][-1], now)
             self.note()
         if not self.servers.serving and (self.supervisor or self.start_at != FOREVER):
             self.stop_at = min(self.stop_at, now + _LINGER)
         elif not self.servers.clients:
             self.idle_at = min(self.idle_at, now + _IDLE)
+
+    def forget(self) -> None:
+        for server in [one for one in self.wants if not self.servers.has(one)]:
+            self.wants.pop(server).close()
 
     def renew(self, now: float) -> None:
         """Tell the supervisor of a new generation of web processes, if it is one."""
@@ -288,6 +327,7 @@ class Keeper:
         if now >= self.idle_at:
             self.idle_at = FOREVER
             self.servers.drop_masters()
+            self.forget()
             self.stop_at = now
         if now < self.stop_at:
             return

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 #: Variable with the words for a new keeper. No argument: all users see those, and there are passwords among the settings.
 VARIABLE = "FORKRUNNER_HELLO"
 _CODE = "from forkrunner.keeper import main; main()"
-#: Seconds between two looks for the keeper.
-_PATIENCE = 1.0
+#: Seconds between two looks for the keeper; where it does not come up the pause is doubled up to the second.
+_PATIENCE, _LAST_PATIENCE = 1.0, 60.0
 #: A module's file is told for that the keeper looks at it; of more the folder of the application is enough.
 _MOST_FILES = 500
 
@@ -92,13 +92,18 @@ class Lifeline:
             "forked": False,
         }
         self._asked = 0.0
+        #: Keepers that were started one after the other.
+        self._tries = 0
         self._lock = allocate_lock()
 
     def hold(self) -> None:
         """Make certain that there is a keeper and that it knows this process."""
         self._asked = clock.monotonic()
         words = self._hello()
-        if not send(self.home, words):
+        if send(self.home, words):
+            self._tries = 0
+        else:
+            self._tries += 1
             path = self._words["command"]["path"]
             argv = [self._words["command"]["python"], "-c", _CODE, self.home]
             process.spawn_away(
@@ -109,7 +114,8 @@ class Lifeline:
 
     def check(self) -> None:
         """As `hold`, now and then; never raises, never waits."""
-        if clock.monotonic() - self._asked < _PATIENCE or not self._lock.acquire(blocking=False):
+        pause = min(_PATIENCE * 2 ** max(0, min(self._tries, 10) - 1), _LAST_PATIENCE)
+        if clock.monotonic() - self._asked < pause or not self._lock.acquire(blocking=False):
             return
         try:
             self.hold()
@@ -129,7 +135,7 @@ class Lifeline:
         pid, parent = os.getpid(), os.getppid()
         image = identity.image(pid)
         # a fork that is no other program: its parent is the server's master, and with it the server ends
-        is_worker = identity.image(parent) == image or _is_spawned_worker()
+        is_worker = identity.image(parent) == image or _is_spawned_worker() or _is_reloaded()
         return self._words | {
             "process": [pid, identity.start_ticks(pid)],
             "master": [parent, identity.start_ticks(parent)] if is_worker else None,
@@ -143,6 +149,11 @@ def _is_spawned_worker() -> bool:
     parent = module.parent_process() if module is not None else None
     # that one may have been killed, and ours be init, which is nobody's master
     return parent is not None and parent.pid == os.getppid()
+
+
+def _is_reloaded() -> bool:
+    """Say whether this is the process that Django's or Werkzeug's reloader starts anew at each change of the code."""
+    return "true" in (os.environ.get("RUN_MAIN"), os.environ.get("WERKZEUG_RUN_MAIN"))
 
 
 def _is_setting(name: str) -> bool:
@@ -168,9 +179,9 @@ def _paths() -> list[str]:
     site = os.path.join(sys.prefix, "lib")
     found = []
     for entry in sys.path:
-        path = os.path.abspath(entry)
+        path = os.path.abspath(entry)  # of an empty one: the folder that we are in
         usual = path.startswith((own, site)) or path.endswith(".zip") or entry.startswith("__")
-        if entry and not usual and path not in found:
+        if not usual and path not in found:
             found.append(path)
     return found
 

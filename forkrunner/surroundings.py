@@ -1,8 +1,8 @@
 """What a web server's jobs have of it beside its code: its environment, and where its output goes.
 
-A web process sends both along with its words (`lifeline.py`), the output as two descriptors; the keeper takes them over
-from a web server that is the only one there (`keeper.py`). So one that is started again at once, while the keeper of the
-one before it is still there, has its own variables in its jobs and the log in its own terminal.
+A web process sends both along with its words (`lifeline.py`), the output as two descriptors; the keeper (`keeper.py`) takes
+them over from the web server whose jobs it has run. So one that is started again at once, while the keeper of the one before
+it is still there, has its own variables in its jobs and the log in its own terminal.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The web servers that a keeper lives for: which of their processes there are, by pid and start time, and pidfds.
 
 A web server lives as long as its master: whose worker has ended may be starting another. Where there is no master,
-each web process counts for itself.
+each web process counts for itself. Which server a process belongs to it says itself, by a word that is the server's own.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ class Who(NamedTuple):
 class Client:
     """One web process."""
 
-    __slots__ = ("daemon_until", "master")
+    __slots__ = ("daemon_until", "master", "server")
 
-    def __init__(self, master: Who | None, daemon_until: float) -> None:
+    def __init__(self, master: Who | None, server: str, daemon_until: float) -> None:
         self.master = master
+        self.server = server
         #: If its master ends before, it was none.
         self.daemon_until = daemon_until
 
@@ -42,7 +43,8 @@ class Servers:
         self._poll = poll
         self._fds: dict[Who, int] = {}
         self.clients: dict[Who, Client] = {}
-        self.masters: set[Who] = set()
+        #: With the server that each is the master of.
+        self.masters: dict[Who, str] = {}
 
     @property
     def serving(self) -> bool:
@@ -54,23 +56,33 @@ class Servers:
         """Whether the kernel does not tell of their end."""
         return -1 in self._fds.values()
 
-    def add(self, who: Who, master: Who | None, daemon_until: float) -> bool:
+    def has(self, server: str) -> bool:
+        """Say whether this web server lives."""
+        return server in self.masters.values() or any(
+            client.server == server for client in self.clients.values()
+        )
+
+    def add(self, who: Who, master: Who | None, server: str, daemon_until: float) -> bool:
         """Take note of a web process; False if it is known, or gone."""
         if who in self.clients or not self._watch(who):
             return False
         if master is not None and self._watch(master):
-            self.masters.add(master)
+            self.masters[master] = server
         else:
             master = None
-        self.clients[who] = Client(master, daemon_until)
+        self.clients[who] = Client(master, server, daemon_until)
         return True
+
+    def renamed(self, who: Who, server: str) -> None:
+        """Take note that a process has become another server: a master that starts itself anew keeps its pid."""
+        self.clients[who].server = server
 
     def bury(self, ready: set[int], now: float) -> bool:
         """Forget those that have ended; False if there is none."""
         ended = [who for who, fd in self._fds.items() if (fd in ready if fd >= 0 else not who.alive)]
         for who in ended:
             self.clients.pop(who, None)
-            self.masters.discard(who)
+            self.masters.pop(who, None)
         for who, client in list(self.clients.items()):
             if client.master in ended:
                 if now < client.daemon_until:
@@ -106,7 +118,7 @@ class Servers:
 
     def _forget(self) -> None:
         """Watch no longer whoever does not count."""
-        for who in self._fds.keys() - self.clients.keys() - self.masters:
+        for who in self._fds.keys() - self.clients.keys() - self.masters.keys():
             fd = self._fds.pop(who)
             if fd >= 0:
                 self._poll.forget(fd)

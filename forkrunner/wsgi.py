@@ -12,7 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError
+from .errors import ConfigError, TargetError
 from .runner import Runner
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def start(runner: Runner, target: str | None = None, start: bool | None = None) 
     folder = None
     if target is None:
         target, folder = find_target(runner)
-    elif ":" not in target:
-        target += ":runner"
+    else:
+        target = _checked(target)
     try:
         lifeline = Lifeline(runner, target, folder or runner.folder)
         lifeline.hold()
@@ -84,6 +84,14 @@ def start(runner: Runner, target: str | None = None, start: bool | None = None) 
     runner.lifeline = lifeline
     os.register_at_fork(after_in_child=lifeline.after_fork)
     return True
+
+
+def _checked(target: str) -> str:
+    module, _, name = target.partition(":")
+    names = [*module.split("."), *(name or "runner").split(".")]
+    if not all(part.isidentifier() for part in names):
+        raise TargetError(f"start: target: expected MODULE:RUNNER, got {target!r}", target=target)
+    return f"{module}:{name or 'runner'}"
 
 
 def _tell(why: object) -> None:

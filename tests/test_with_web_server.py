@@ -653,17 +653,93 @@ def test_settings_that_are_wrong_do_not_keep_the_site_from_answering(bed: Bed) -
 
 
 def test_two_applications_on_one_database(bed: Bed) -> None:
+    """The first one's jobs are run for as long as it lives, then the other's."""
     (bed.folder / "other.py").write_text("from jobs import runner\n")
     site = SITE.replace("start(runner)", "start(runner, 'other')").replace("CODE", "old")
     web = Web(bed, ONE)
-    family = web.family()
+    keeper, supervisor, mold = web.family()
     bed.cli.write(site, "site1.py")
     second = Web(bed, ONE)
-    web.process.wait_log("other:runner is not run: jobs:runner is", LONG)
-    assert web.family() == family
+    web.process.wait_log("other:runner is not run while jobs:runner is", LONG)
+    assert web.family() == (keeper, supervisor, mold)
+    web.process.signal(signal.SIGTERM)
+    web.process.wait(LONG)
+    second.process.wait_log("forkrunner .* runs other:runner", LONG)
+    check_gone([supervisor])
+    assert web.process.pids("forkrunner: keeper") == [keeper]
     second.process.signal(signal.SIGTERM)
-    second.process.wait_gone(LONG)
+    second.process.wait(LONG)
+    web.process.wait_gone(LONG)
+    bed.nothing_left()
+
+
+def test_a_second_web_server_with_other_settings_waits_for_its_turn(bed: Bed) -> None:
+    """However often the workers of both are renewed."""
+    each = dataclasses.replace(ONE, command=(*ONE.command[:-1], "--max-requests", "2", ONE.command[-1]))
+    web = Web(bed, each)
+    keeper, supervisor, mold = web.family()
+    second = Web(bed, each, FORKRUNNER_SLOTS="5")
+    web.process.wait_log("another web server for jobs:runner has other settings", LONG)
+    for _ in range(6):
+        web.get()
+        second.get()
+    assert web.family() == (keeper, supervisor, mold)
+    assert [row.slots for row in bed.store.supervisors()] == [2]
+    web.process.signal(signal.SIGTERM)
+    web.process.wait(LONG)
+    second.process.wait_log("forkrunner .* runs jobs:runner on .* 5 slots", LONG)
+    check_gone([supervisor])
+    second.process.signal(signal.SIGTERM)
+    second.process.wait(LONG)
+    web.process.wait_gone(LONG)
+    bed.nothing_left()
+
+
+@pytest.mark.parametrize("where", ["here", "a copy elsewhere"])
+def test_a_script_that_imports_the_site_takes_nothing_over(bed: Bed, where: str) -> None:
+    web = Web(bed, ONE)
+    family = web.family()
+    folder = bed.folder
+    if where != "here":
+        folder = bed.folder / "copy"
+        folder.mkdir()
+        for name in ("site1.py", "jobs.py"):
+            (folder / name).write_text((bed.folder / name).read_text())
+    script = bed.cli.start(python=["-c", f"import os; os.chdir({str(folder)!r}); import site1"])
+    assert script.wait(LONG) == 0
+    assert result(bed, web.get("/job")) == '"old"'
+    keeper, supervisor, _ = web.family()
+    assert (keeper, supervisor) == family[:2]
     web.stop()
+
+
+def test_the_reloader_of_django_renews_the_code_and_cuts_no_job(bed: Bed) -> None:
+    bed.cli.write(SITE.replace("CODE", "old").partition("if __name__")[0] + IMPORTED, "site1.py")
+    bed.cli.write(MANAGE, "manage.py")
+    process = bed.cli.start(python=["manage.py", "runserver", str(free_port())])
+    process.wait_ps("forkrunner: spare")
+    (supervisor,) = process.pids("forkrunner: supervisor")
+    held = bed.put("which", {"path": bed.path("go")})
+    bed.wait_noted("start", held)
+    bed.cli.write(source("new"))
+    process.wait_log("generation 2 of the web server", LONG)
+    process.wait_ps("forkrunner: mold .* gen 2$")
+    bed.let_go()
+    assert result(bed, held) == '"old"'
+    assert result(bed, bed.put("which")) == '"new"'
+    assert process.pids("forkrunner: supervisor") == [supervisor]
+    process.signal(signal.SIGINT)
+    process.wait(LONG)
+    process.wait_gone(LONG)
+    bed.nothing_left()
+
+
+@pytest.mark.parametrize("target", ["", ":runner", "../etc:x", "jobs:a-b"])
+def test_a_target_that_is_none(cli: Cli, target: str) -> None:
+    script = f"from forkrunner import Runner\nfrom forkrunner.wsgi import start\nstart(Runner(), {target!r}, True)\n"
+    process = cli.start(python=["-c", script])
+    assert process.wait(LONG) == 1
+    assert f"TargetError: start: target: expected MODULE:RUNNER, got '{target}'" in process.log
 
 
 def test_the_endpoint_and_the_application_under_one_roof(bed: Bed) -> None:
