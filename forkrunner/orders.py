@@ -37,6 +37,10 @@ SIGNALS: dict[int, tuple[str, str]] = {
         "on_upgrade",
         "upgrade: become the forkrunner that is installed now, with the same pid, molds and running jobs",
     ),
+    signal.SIGUSR1: (
+        "on_nothing",
+        "nothing: it logs to standard error, and has no file to open again",
+    ),
     signal.SIGCHLD: ("on_child", "a mold died: its attempts are lost, a new one is started"),
 }
 #: What a stop that was told to kill waits at most for the last endings to be written, seconds.
@@ -60,7 +64,8 @@ class Orders:
 
     def listen(self) -> Signals:
         """Have signals queued from now on."""
-        self.signals = Signals(SIGNALS)
+        # the alarm is the store's, for the time of a call; one that somebody else sends must not end us
+        self.signals = Signals(SIGNALS, pass_over=[signal.SIGALRM])
         return self.signals
 
     def take(self) -> None:
@@ -131,6 +136,9 @@ class Orders:
         else:
             self.log.emit("upgrade.begun", signal=name)
             self.supervisor.upgrade.begin()
+
+    def on_nothing(self, name: str) -> None:
+        self.log.emit("supervisor.ignored", signal=name, why="there is no log file to open again")
 
     def on_child(self, name: str) -> None:
         for pid, status, _ in process.reap():

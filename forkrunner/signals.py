@@ -31,13 +31,15 @@ def _noted(number: int, frame: FrameType | None) -> None:
 class Signals:
     """Queues signals into a pipe that wakes the loop. One per process, in its main thread."""
 
-    def __init__(self, numbers: Iterable[int]) -> None:
+    def __init__(self, numbers: Iterable[int], *, pass_over: Iterable[int] = ()) -> None:
+        """Install; those to be passed over are not queued, and do not end us either."""
         # whoever started us may ignore SIGCHLD, which loses exit statuses
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if LINUX else _pipe()
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self.numbers = frozenset(numbers)
-        for number in self.numbers:
+        self._handled = self.numbers.union(pass_over)
+        for number in self._handled:
             signal.signal(number, _noted)
         # whoever started us may block signals; and those that came while we became another program come now
         unblock()
@@ -62,7 +64,7 @@ class Signals:
         came then would make a death by signal of an orderly end. SIGCHLD is ours, and ignored it loses exit statuses.
         """
         signal.set_wakeup_fd(-1)
-        for number in self.numbers:
+        for number in self._handled:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
         os.close(self._read)
         os.close(self._write)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from forkrunner.job import Outcome, State
+from forkrunner.job import ENDED, Outcome, State
 from tests.running import LONG, Bed, check_gone, cpu_of, tree_of, unshared
 from tests.support import Cli, alive, wait_until
 
@@ -226,6 +226,34 @@ def test_tstp_while_idle_and_term_while_quiet_are_shown(sqlite_bed: Bed) -> None
     bed.let_go()
     assert supervisor.wait(LONG) == 0
     bed.stop()
+
+
+# ------------------------------------------------------------------- what orders nothing
+
+
+def test_usr1_and_alarms_while_jobs_run(bed: Bed) -> None:
+    """By default they would end it as KILL does. All the time, so that they meet calls of the store too."""
+    supervisor = bed.start(slots=2)
+    supervisor.signal(signal.SIGUSR1)
+    supervisor.wait_log("SIGUSR1 is ignored: there is no log file to open again")
+    ids = bed.enqueue("work", {"seconds": 0.01}, count=60)
+    while bed.row(ids[-1]).state not in ENDED:
+        for _ in range(20):
+            supervisor.signal(signal.SIGALRM)
+    assert {bed.ended(id).state for id in ids} == {State.DONE}
+    assert "SIGALRM" not in supervisor.log
+    assert "database" not in re.sub("runs jobs:runner on .*", "", supervisor.log)
+    bed.check_history(ids)
+    bed.stop(supervisor)
+
+
+def test_alarms_until_it_is_gone(sqlite_bed: Bed) -> None:
+    bed = sqlite_bed
+    supervisor = bed.start()
+    supervisor.signal(signal.SIGTERM)
+    while supervisor.running:
+        supervisor.signal(signal.SIGALRM)
+    bed.stop(supervisor)
 
 
 # ------------------------------------------------------------------------------------- KILL

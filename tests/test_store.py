@@ -30,6 +30,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from forkrunner import sqlite as sqlite_files
+from forkrunner.database import Silent, alarm
 from forkrunner.errors import (
     EnqueueError,
     JobNotFound,
@@ -1142,6 +1143,13 @@ def test_after_a_restart_a_client_notices_nothing_and_a_supervisor_little(
     assert store.counts() == supervisor.counts() == {"default": {"busy": 3}}
     store.close()
     supervisor.close()
+
+
+def test_an_alarm_of_somebody_else_is_no_silent_server():
+    with alarm(LONG):
+        os.kill(os.getpid(), signal.SIGALRM)
+    with pytest.raises(Silent), alarm(0.05):
+        threading.Event().wait(LONG)
 
 
 def test_a_silent_server_is_left_in_time(postgres: Postgres, postgresql_database: str):
