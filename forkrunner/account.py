@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 #: Bytes of a report that are read at once; few are longer.
 _REPORT_SIZE = 64 * 1024
-#: Bytes of output that go into the row.
-_OUTPUT_TAIL = 16 * 1024
 #: What is told of every ended attempt, formatted by hand: for most it is all, and this process's
 #: pages are copied too when it works between two forks.
 _FACTS = (
@@ -61,13 +59,12 @@ class Account:
             header["kind"] = "ended"
             if stacks:
                 header["stacks"] = stacks[-_REPORT_SIZE:].decode("utf-8", "replace")
+            header["output_bytes"] = written
             if written:
-                output = scratch.tail(dead.output, min(_OUTPUT_TAIL, output_limit))
-                header["output_tail"] = output.decode("utf-8", "replace")
-                header["output_bytes"] = written
-                if written > len(output):
+                tail, whole = scratch.kept(dead.output, output_limit, dead.cut)
+                header["output_tail"] = tail.decode("utf-8", "replace")
+                if whole:
                     # behind the result; it gets a row of its own
-                    whole = scratch.head_and_tail(dead.output, output_limit, dead.cut)
                     header["output"] = len(whole)
                     body += whole
             # a hook was, or has ended the process

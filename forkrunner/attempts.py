@@ -19,8 +19,10 @@ from .lease import HOST
 from .molds import FOREVER, Stage
 from .options import LIMITS
 from .records import Attempt, Ending, File
+from .witness import Witness
 
 if TYPE_CHECKING:
+    import resource
     from collections.abc import Mapping
 
     from .molds import Mold
@@ -38,7 +40,7 @@ _ANY_POLICY = Policy()
 class Running:
     """One claimed job that a mold has."""
 
-    __slots__ = ("cancelling", "claim", "mold", "options", "paused", "told")
+    __slots__ = ("cancelling", "claim", "mold", "options", "paused", "told", "witness")
 
     def __init__(self, claim: Claim, options: dict[str, Any], mold: Mold) -> None:
         self.claim = claim
@@ -48,6 +50,8 @@ class Running:
         self.cancelling = self.paused = False
         #: Bytes that its mold had been told, this job the last of them.
         self.told = 0
+        #: Once it has run for a moment.
+        self.witness: Witness | None = None
 
 
 class Attempts:
@@ -174,6 +178,12 @@ class Attempts:
             files=files,
         )
 
+    def runs(self, mold: Mold, header: dict[str, Any]) -> None:
+        """Take note of the process of an attempt that is not over in a moment."""
+        run = self.running.get((header["id"], header["attempt"]))
+        if run is not None:
+            run.witness = Witness(mold.link.pid, header)
+
     def refused(self, mold: Mold, header: dict[str, Any]) -> None:
         """Give a job back that a mold could not fork for; it counts as nothing."""
         if self.running.pop((header["id"], header["attempt"]), None):
@@ -196,12 +206,18 @@ class Attempts:
                 mold.jobs -= 1
                 self.supervisor.rows.in_doubt = True
 
-    def lost(self, mold: Mold, how: str) -> None:
-        """End what a dead mold had begun."""
+    def lost(self, mold: Mold, how: str, usages: Mapping[int, resource.struct_rusage]) -> None:
+        """End what a dead mold had begun; `usages` by pid: what its children had used."""
         for (job_id, number), run in list(self.running.items()):
-            if run.mold is mold:
-                facts = {"outcome": "lost", "error_message": f"its mold died ({how})"}
-                self.ended(mold, {"id": job_id, "attempt": number, **facts}, b"")
+            if run.mold is not mold:
+                continue
+            facts: dict[str, Any] = {"outcome": "lost", "error_message": f"its mold died ({how})"}
+            output = b""
+            if run.witness is not None:
+                limit = self.supervisor.settings.output_limit
+                told, output = run.witness.tell(usages.get(run.witness.pid), limit)
+                facts |= told
+            self.ended(mold, {"id": job_id, "attempt": number, **facts}, output)
 
     def keep(
         self,

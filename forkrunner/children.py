@@ -66,6 +66,7 @@ class Child:
         "started",
         "started_wall",
         "steps",
+        "told",
         "weigh_at",
         "why",
     )
@@ -101,6 +102,8 @@ class Child:
         self.answered = False
         #: What was done to end it by force, and when; None while nothing was.
         self.steps: list[dict[str, Any]] | None = None
+        #: The supervisor knows which process it is.
+        self.told = False
         #: The middle of its output was given up.
         self.cut = False
         #: Processes of its own making that had to be killed.

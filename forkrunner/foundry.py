@@ -15,6 +15,7 @@ from .signals import Poll
 from .units import show_size
 
 if TYPE_CHECKING:
+    import resource
     from collections.abc import Collection, Iterator
 
     from .config import Settings
@@ -159,13 +160,15 @@ class Foundry:
         mold.heard = mold.asked = FOREVER
         process.kill_tree(mold.link.pid)
 
-    def bury(self, mold: Mold) -> None:
-        """Forget a dead mold, and make certain that nothing of it is left running."""
+    def bury(self, mold: Mold) -> dict[int, resource.struct_rusage]:
+        """Forget a dead mold, and make certain that nothing of it is left running; return what its children had used."""
         self.poll.forget(mold.link.fileno())
         mold.link.close()
         self.molds.died(mold, clock.monotonic())
         # its children were tied to it and fell to us: when we have none but the other molds, none runs
-        process.reap_all(keep={other.link.pid for other in self.molds} | self.others)
+        usages: dict[int, resource.struct_rusage] = {}
+        process.reap_all(keep={other.link.pid for other in self.molds} | self.others, usages=usages)
+        return usages
 
     def kill_all(self, *, last: bool = False) -> bool:
         """End all molds here and now, at `last` whatever else we have too; False if some process would not die."""

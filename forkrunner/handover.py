@@ -34,6 +34,7 @@ from .molds import FOREVER, Stage
 from .places import place as progress_place
 from .records import Claim, Ending
 from .store import Store
+from .witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,6 +84,8 @@ class RunningState(msgspec.Struct):
     paused: bool = False
     #: Of what its mold was told, where this job ends.
     told: int = 0
+    #: What its mold has told of its process.
+    witness: dict[str, Any] | None = None
 
 
 class State(msgspec.Struct):
@@ -220,7 +223,15 @@ def gather(supervisor: Supervisor) -> State:
             for mold in molds
         ],
         running=[
-            RunningState(run.claim, run.options, run.mold.generation, run.cancelling, run.paused, run.told)
+            RunningState(
+                run.claim,
+                run.options,
+                run.mold.generation,
+                run.cancelling,
+                run.paused,
+                run.told,
+                run.witness.told if run.witness is not None else None,
+            )
             for run in supervisor.attempts.running.values()
         ],
         endings=list(supervisor.attempts.endings),
@@ -280,6 +291,8 @@ def adopt(supervisor: Supervisor, state: State) -> None:
     for run in state.running:
         running = Running(run.claim, run.options, by_generation[run.mold])
         running.cancelling, running.paused, running.told = run.cancelling, run.paused, run.told
+        if run.witness is not None:
+            running.witness = Witness(running.mold.link.pid, run.witness)
         key = run.claim.id, run.claim.attempt
         supervisor.attempts.running[key] = running
         if run.claim.task == MAIL:

@@ -121,6 +121,9 @@ class Hearing:
         # the code was changed under a running supervisor: it may be mended in the same way
         self.supervisor.foundry.broken(mold, header["error"], header.get("traceback"))
 
+    def on_runs(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        self.attempts.runs(mold, header)
+
     def on_ended(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
         self.attempts.ended(mold, header, body)
 
@@ -136,7 +139,7 @@ class Hearing:
         busy = mold.busy
         # before it is buried: whether it has begun any decides how soon there is another
         self.attempts.give_back(mold, mold.link.taken())
-        self.supervisor.foundry.bury(mold)
+        usages = self.supervisor.foundry.bury(mold)
         self.supervisor.renewal.renew_at = 0.0
         if mold.stage is Stage.STARTING and self.supervisor.orders.stop_at == FOREVER:
             why = mold.why or f"the process ended while it was imported ({how})"
@@ -151,7 +154,7 @@ class Hearing:
             if mold.stage is Stage.DRAINING:
                 then = "it was draining"
             self.log.emit("mold.died", generation=mold.generation, how=how, busy=busy, then=then)
-        self.attempts.lost(mold, how)
+        self.attempts.lost(mold, how, usages)
 
     def adopt_settings(self, fresh: Settings) -> None:
         """Take over what may change while we run."""

@@ -51,7 +51,8 @@ class Logs:
             known = f"ended: {', '.join(map(str, ended)) or 'none'}"
             complain(f"job {row.id} has no such attempt ({known}; state {row.state})")
             return BAD
-        return self._print(attempt.attempt, self._kept(attempt), as_json, "wrote nothing")
+        text = self._kept(attempt) if attempt.output_is_known else None
+        return self._print(attempt.attempt, text, as_json, wording.no_output(attempt))
 
     def _show_running(self, row: Row, as_json: bool) -> int:
         try:
@@ -61,13 +62,13 @@ class Logs:
             return BAD
         text = b"".join(iter(live.read, b"")).decode("utf-8", "replace")
         live.close()
-        return self._print(row.attempt, text, as_json, "has written nothing so far")
+        return self._print(row.attempt, text, as_json, f"Attempt {row.attempt} has written nothing so far.")
 
-    def _print(self, number: int, text: str, as_json: bool, nothing: str) -> int:
+    def _print(self, number: int, text: str | None, as_json: bool, nothing: str) -> int:
         if as_json:
             print(jsonpages.to_json({"id": self.job_id, "attempt": number, "output": text}))
         elif not text:
-            print(f"Attempt {number} {nothing}.", file=sys.stderr)
+            print(nothing, file=sys.stderr)
         else:
             self._write(text)
             self._end_line()

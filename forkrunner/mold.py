@@ -52,11 +52,13 @@ if TYPE_CHECKING:
     #: What is made before a fork: what the child finds, its output and report files.
     Prepared = tuple[child.Start, int, int]
 
-#: Seconds between two looks at how much the busy children have written.
-_CUT_EVERY = 0.1
+#: Seconds between two looks at what the busy children have written, and at those that run for more than a moment.
+_LOOK_EVERY = 0.1
 #: The memory of its programs is looked at when a job is so much older than at the last look, but once a second at
 #: least: of one that runs for long they do so too, or there are many.
 _WEIGH_AFTER = 1 / 8
+#: A child that has run for so long is told of when these are looked at, seconds.
+_TOLD_AFTER = 0.05
 #: What the pipe of a spare takes at once; a longer job gets a child that inherits it.
 _PIPE_SIZE = 60_000
 
@@ -104,7 +106,7 @@ class Mold:
         self.spares = 0
         self.spare_deaths = 0
         self.spare_at = 0.0
-        self.cut_at = self.watch_at = self.lease_until = FOREVER
+        self.look_at = self.watch_at = self.lease_until = FOREVER
 
     def run(self) -> None:
         while not (self.ending and not self.children.busy and not self.outgoing):
@@ -116,12 +118,12 @@ class Mold:
             self.enforce_lease(now)
             self.watch(now)
             self.kill_overdue(now)
-            self.cut_outputs(now)
+            self.look_after(now)
             self.send()
             self.fork_a_spare(now)
 
     def next_due(self) -> float:
-        due = min(self.children.next_due(), self.cut_at, self.watch_at)
+        due = min(self.children.next_due(), self.look_at, self.watch_at)
         if self.lease_until != FOREVER:
             # the lease is counted by the clock that goes on while the host sleeps
             due = min(due, clock.monotonic() + max(0.0, self.lease_until - clock.boottime()))
@@ -218,7 +220,7 @@ class Mold:
     def start(self, jobs: list[child.Message], now: float) -> None:
         """Give jobs to spares, and fork a child that has it in memory for each that is left. Keeps (1)."""
         self.spare_at = max(self.spare_at, now + _LULL)
-        self.cut_at = min(self.cut_at, now + _CUT_EVERY)
+        self.look_at = min(self.look_at, now + _LOOK_EVERY)
         left = []
         for job, arguments in jobs:
             if "timeout" in job:
@@ -453,21 +455,39 @@ class Mold:
             victim.stage, victim.due = TERM, now
         self.kill_overdue(now)
 
-    def cut_outputs(self, now: float) -> None:
-        """Keep head and tail of what the children write, so that a flood does not fill the memory."""
-        if now < self.cut_at:
+    def look_after(self, now: float) -> None:
+        """See to those that run for more than a moment. Of what they write head and tail are kept: a flood fills no memory."""
+        if now < self.look_at:
             return
         for busy in self.children.busy.values():
             if scratch.cut(busy.output, self.output_limit):
                 busy.cut = True
+            if now - busy.started >= _TOLD_AFTER and not busy.told:
+                self.tell_of(busy)
             if now >= busy.weigh_at:
                 self.weigh(busy, now)
-        self.cut_at = now + _CUT_EVERY if self.children.busy else FOREVER
+        self.look_at = now + _LOOK_EVERY if self.children.busy else FOREVER
+
+    def tell_of(self, busy: Child) -> None:
+        """Tell which process an attempt is: not of those that are over in a moment, since most are, and a message costs."""
+        busy.told = True
+        assert busy.job is not None
+        self.tell(
+            {
+                "kind": "runs",
+                "id": busy.job["id"],
+                "attempt": busy.job["attempt"],
+                "pid": busy.pid,
+                "started": busy.started_wall,
+                "output": busy.output,
+                "file": scratch.identity(busy.output),
+            }
+        )
 
     def weigh(self, busy: Child, now: float) -> None:
         """Look at what the programs of a job have in memory while they run: later nothing tells it."""
         busy.peak = max(busy.peak, measure.programs(busy.pid))
-        busy.weigh_at = now + min(max(_CUT_EVERY, (now - busy.started) * _WEIGH_AFTER), 1.0)
+        busy.weigh_at = now + min(max(_LOOK_EVERY, (now - busy.started) * _WEIGH_AFTER), 1.0)
 
     # --------------------------------------------------------------------- to the supervisor
 

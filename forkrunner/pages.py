@@ -171,6 +171,8 @@ def _attempt(attempt: Attempt, now: datetime) -> Iterator[str]:
     place += [f"pid {attempt.pid}"] if attempt.pid else []
     if place:
         facts.append(("ran on", short(", ".join(place))))
+    if not attempt.output_is_known:
+        facts.append(("output", "not known"))
     yield from _facts(facts)
     if steps := "\n".join(step_lines(attempt)):
         done = {step.get("step") for step in steps_of(attempt)}

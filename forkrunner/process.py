@@ -214,8 +214,15 @@ def reap() -> Iterator[tuple[int, int, resource.struct_rusage]]:
         yield pid, status, usage
 
 
-def reap_all(timeout_ms: int = 2000, keep: Collection[int] = ()) -> bool:
-    """Kill and collect all children but `keep`, until there is none; False if some would not die."""
+def reap_all(
+    timeout_ms: int = 2000,
+    keep: Collection[int] = (),
+    usages: dict[int, resource.struct_rusage] | None = None,
+) -> bool:
+    """Kill and collect all children but `keep`, until there is none; False if some would not die.
+
+    What they had used is put into `usages`.
+    """
     for _ in range(max(timeout_ms // 5, 1)):
         left = [pid for pid in children() if pid not in keep]
         if not left:
@@ -224,7 +231,10 @@ def reap_all(timeout_ms: int = 2000, keep: Collection[int] = ()) -> bool:
             kill(pid, signal.SIGKILL)
         for pid in left:
             try:
-                os.waitpid(pid, os.WNOHANG)  # none but these: what is kept may have died too
+                # none but these: what is kept may have died too
+                dead, _, usage = os.wait4(pid, os.WNOHANG)
+                if dead and usages is not None:
+                    usages[dead] = usage
             except ChildProcessError:
                 pass
         select.select([], [], [], 0.005)

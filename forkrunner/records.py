@@ -61,6 +61,11 @@ class Attempt:
     #: JSON list of what was done to end it by force, each `{"step": …, "after": seconds since its start, …}`.
     steps: str | None = None
 
+    @property
+    def output_is_known(self) -> bool:
+        """What a lost attempt wrote is gone with its mold or supervisor, unless the supervisor had it too."""
+        return self.outcome is not Outcome.LOST or self.output_bytes is not None
+
     def sentence(self) -> str:
         """Say in one line how it ended, for an ending that was not `done`."""
         message = (self.error_message or "").strip().split("\n")[0]

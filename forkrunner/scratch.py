@@ -18,6 +18,8 @@ _PUNCH_HOLE = 2 | 1
 LEFT_OUT = b"\n[... %d bytes left out ...]\n"
 
 
+#: Bytes of an output that go into the row of its attempt.
+_TAIL = 16 * 1024
 #: Names the file that takes what a job writes.
 OUTPUT = "forkrunner-output"
 
@@ -79,6 +81,18 @@ def head_and_tail(fd: int, limit: int, was_cut: bool) -> bytes:
     if length <= head + end or (length <= limit and not was_cut):
         return contents(fd)
     return os.pread(fd, head, 0) + LEFT_OUT % (length - head - end) + os.pread(fd, end, length - end)
+
+
+def kept(fd: int, limit: int, was_cut: bool) -> tuple[bytes, bytes]:
+    """Read what is kept of an output: its end, and if that is not all of it, of the whole up to `limit` bytes."""
+    end = tail(fd, min(_TAIL, limit))
+    return end, head_and_tail(fd, limit, was_cut) if size(fd) > len(end) else b""
+
+
+def was_cut(fd: int) -> bool:
+    """Say whether a file has been `cut`, for who has not done it."""
+    status = os.fstat(fd)
+    return status.st_blocks * 512 < status.st_size
 
 
 def cut(fd: int, limit: int) -> bool:

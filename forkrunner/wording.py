@@ -83,6 +83,14 @@ def outcome_sentence(attempt: Attempt) -> str:
     return f"raised {words}" if attempt.outcome is Outcome.RAISED else words
 
 
+def no_output(attempt: Attempt) -> str:
+    """Say why there is nothing to be seen of what an attempt wrote."""
+    if attempt.output_is_known:
+        return f"Attempt {attempt.attempt} wrote nothing."
+    why = f": {short(attempt.error_message)}" if attempt.error_message else ""
+    return f"What attempt {attempt.attempt} wrote is not known{why}."
+
+
 def took(started: datetime | None, finished: datetime | None) -> str | None:
     """Word the time between two moments; None where one of them is not known."""
     return duration((finished - started).total_seconds()) if started and finished else None

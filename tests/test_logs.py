@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
+from pathlib import Path
 
 import pytest
 
 from forkrunner import scratch
-from forkrunner.job import State
+from forkrunner.job import Outcome, State
 from forkrunner.live import Live, NotHere
 from forkrunner.records import SupervisorRow
 from forkrunner.scratch import head_and_tail, scratch_file
-from tests.running import Bed
+from tests.running import LONG, Bed
+from tests.support import Process, wait_until
 
 
 def numbers(text: str) -> list[int]:
@@ -153,3 +158,80 @@ def test_head_and_tail_are_kept_of_whatever_size_a_file_is(limit: int) -> None:
             assert len(head) + len(tail) >= 3 * (limit // 4)
         else:
             assert size <= limit
+
+
+def held(supervisor: Process) -> list[str]:
+    """Return the outputs of jobs that a supervisor holds open."""
+    found = []
+    for link in Path(f"/proc/{supervisor.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += [str(link.readlink())]
+    return [name for name in found if name.startswith("/memfd:forkrunner-output")]
+
+
+@pytest.mark.parametrize("how", ["killed", "hangs", "upgraded"])
+def test_what_a_lost_attempt_wrote_is_kept(sqlite_bed: Bed, how: str) -> None:
+    """The mold that knew its output is gone; the supervisor has it too, and the process and its bill."""
+    bed = sqlite_bed
+    supervisor = bed.start(slots=3, mold_timeout=1, output_limit="200kB")
+    options = {"max_crashes": 1}
+    little = bed.put("talk", {"path": bed.path("never")}, options=options)
+    much = bed.put("flood_and_hold", {"lines": 100_000, "path": bed.path("never")}, options=options)
+    nothing = bed.put("hold", {"path": bed.path("never")}, options=options)
+    (flooded,) = bed.wait_noted("flooded", much)
+    bed.wait_noted("start", count=3)
+    wait_until(lambda: len(held(supervisor)) == 3)
+    if how == "upgraded":
+        supervisor.signal(signal.SIGUSR2)
+        supervisor.wait_log("has taken over", LONG)
+        wait_until(lambda: len(held(supervisor)) == 3)
+    (mold,) = supervisor.wait_ps("forkrunner: mold")
+    os.kill(mold, signal.SIGSTOP if how == "hangs" else signal.SIGKILL)
+    rows = {id: bed.ended(id) for id in (little, much, nothing)}
+    for row in rows.values():
+        (attempt,) = row.attempts
+        assert attempt.outcome is Outcome.LOST
+        assert attempt.run_seconds is not None
+        assert attempt.run_seconds > 0
+        assert attempt.minor_faults
+    assert rows[much].attempts[0].pid == flooded.pid
+    assert (rows[much].attempts[0].cpu_user_seconds or 0) > 0
+    assert bed.cli.run("log", "jobs:runner", little).stdout == "before\n"
+    found = numbers(text := bed.cli.run("log", "jobs:runner", much).stdout)
+    assert (found[0], found[-1]) == (0, 99_999)
+    assert "bytes left out" in text
+    assert bed.cli.run("log", "jobs:runner", nothing).stderr == "Attempt 1 wrote nothing.\n"
+    assert held(supervisor) == []
+    bed.stop(supervisor)
+
+
+def test_it_is_said_that_what_a_lost_attempt_wrote_is_not_known(sqlite_bed: Bed) -> None:
+    """Its supervisor is gone as well; or it has killed its mold before anybody else knew of it."""
+    bed = sqlite_bed
+    first = bed.start(grace_period=LONG)
+    id = bed.put("talk", {"path": bed.path("never")}, options={"max_crashes": 1})
+    bed.wait_noted("start", id)
+    first.signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    second = bed.start()
+    at_once = bed.put("kill_others", {"generations": 1}, options={"max_crashes": 1})
+    for lost, why in ((id, "its supervisor died or lost its lease"), (at_once, "its mold died (SIGKILL)")):
+        assert [attempt.outcome for attempt in bed.ended(lost).attempts] == [Outcome.LOST]
+        said = bed.cli.run("log", "jobs:runner", lost).stderr
+        assert said == f"What attempt 1 wrote is not known: {why}.\n"
+        assert bed.cli.run("log", "jobs:runner", lost, "--json").json["output"] is None
+        assert re.search(
+            r"^ +output +not known$", bed.cli.run("show", "jobs:runner", lost).stdout, re.MULTILINE
+        )
+    bed.stop(second)
+
+
+def test_the_outputs_of_those_that_have_ended_are_not_held(sqlite_bed: Bed) -> None:
+    bed = sqlite_bed
+    supervisor = bed.start()
+    id = bed.put("talk", {"path": bed.path("go")})
+    wait_until(lambda: len(held(supervisor)) == 1)
+    bed.let_go()
+    bed.ended(id)
+    assert held(supervisor) == []
+    bed.stop(supervisor)

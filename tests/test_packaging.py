@@ -169,6 +169,7 @@ FLOORS = [
         "wanted",
         "account",
         "leftovers",
+        "witness",
         "link",
         "foundry",
         "lease",
