@@ -88,6 +88,15 @@ def hold(path: str) -> str:
 
 
 @runner.task
+def hold_as_somebody_else() -> None:
+    """Run for ever as a user that may do nothing."""
+    begin()
+    os.setuid(65534)
+    while True:
+        time.sleep(60)
+
+
+@runner.task
 def hold_against_signals(path: str) -> str:
     """Run until that file is there, or SIGKILL."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -11,13 +11,14 @@ import re
 import signal
 import sqlite3
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from forkrunner.job import ENDED, Outcome, State
 from tests.running import LONG, Bed, check_gone, cpu_of, tree_of, unshared
-from tests.support import Cli, alive, wait_until
+from tests.support import Cli, alive, need, wait_until
 
 # ---------------------------------------------------------------------------------- titles
 
@@ -285,6 +286,23 @@ def test_kill_the_supervisor_while_jobs_run(bed: Bed) -> None:
     supervisor.wait_log("3 jobs of a dead supervisor are taken back", LONG)
     bed.check_history(ids)
     bed.stop(supervisor)
+
+
+def test_kill_the_supervisor_of_a_job_that_has_changed_its_user(sqlite_bed: Bed) -> None:
+    """The kernel forgets the tie to its mold then: it lives on, until the next supervisor of this host is started."""
+    need("root", os.geteuid() == 0, "only root may change its user")
+    bed = sqlite_bed
+    first = bed.start()
+    id = bed.put("hold_as_somebody_else", options={"max_crashes": 1})
+    (start,) = bed.wait_noted("start", id)
+    wait_until(lambda: "Uid:\t65534" in Path(f"/proc/{start.pid}/status").read_text())
+    first.signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    wait_until(lambda: [found.pid for found in first.ps()] == [start.pid], message="only it is left")
+    second = bed.start()
+    check_gone([start.pid])
+    assert [attempt.outcome for attempt in bed.ended(id).attempts] == [Outcome.LOST]
+    bed.stop(second)
 
 
 def test_kill_a_supervisor_that_is_not_registered_yet(sqlite_bed: Bed) -> None:
