@@ -35,12 +35,12 @@ from .errors import FileMissing, StorageError, StoreUnavailable
 from .handle import Job
 from .ids import is_id
 from .openapi import LONGEST_WAIT, MOST_IDS, document
+from .runner import Runner
 from .watch import seconds_until_due
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-    from .runner import Runner
     from .watch import View
 
     Authorize = Callable[[Request, Job[Any]], object]
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 #: Of no job: what is looked up for what is no id.
 _NOBODY = "ffffffff-ffff-7fff-bfff-ffffffffffff"
 _TOKEN = re.compile("[A-Za-z0-9_-]{43}")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 _AWAY = "the database does not answer, try again later"
 _ENDED = frozenset({"done", "failed", "cancelled"})
 _METHODS = "GET, HEAD, OPTIONS"
@@ -100,11 +101,18 @@ class ProgressApp:
         `authorize(request, job)` says whether the sender may see a job: false is answered as if there were none, and what it
         raises of Werkzeug's HTTP exceptions is sent; so with a file, whose address alone is not enough then. `result_url` is a URL with `{id}` in it, or a function of the job; it goes
         out with a job that is done; without it a result that is one file has the address of that. `cors` are the origins of other sites whose scripts may read (`"*"` for all; without cookies).
+
+        Raises:
+            ValueError: one of `cors` is no origin.
         """
+        if not isinstance(runner, Runner):
+            raise TypeError(f"the endpoint: expected a forkrunner.Runner, got {type(runner).__name__}")
         self.runner = runner
         self._authorize = authorize
         self._result_url = result_url
-        self._origins = frozenset([cors] if isinstance(cors, str) else cors)
+        self._origins = frozenset(
+            _origin(text) for text in ([cors] if isinstance(cors, str) else cors) if text
+        )
         self._long_polls = threading.BoundedSemaphore(long_polls) if long_polls > 0 else None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -268,7 +276,20 @@ def _is_latin(text: str) -> bool:
 
 def is_old(request: Request, answer: Answer) -> bool:
     """Say whether a long poll has seen this already."""
-    return answer.status_code == 304 or answer.headers.get("ETag", "").strip('"') == request.args.get("since")
+    # as in the header too: who copies it with its quotation marks would else be answered at once, and ask again at once
+    since = request.args.get("since", "").removeprefix("W/").strip('"')
+    return answer.status_code == 304 or answer.headers.get("ETag", "").strip('"') == since != ""
+
+
+def _origin(text: str) -> str:
+    """Return an origin as browsers send it.
+
+    Raises ValueError: one with a path would never be sent.
+    """
+    origin = str(text).removesuffix("/").lower()
+    if origin != "*" and not _ORIGIN.fullmatch(origin):
+        raise ValueError(f"cors: expected origins as https://shop.example, or '*', got {text!r}")
+    return origin
 
 
 def _answer(request: Request, content: dict[str, Any], views: list[View]) -> Answer:

@@ -75,8 +75,8 @@ _SINCE = [
     {
         "name": "since",
         "in": "query",
-        "description": "The ETag that is known already, without its quotation marks.",
-        "schema": {"type": "string", "pattern": "^[0-9a-f]*$"},
+        "description": "The ETag that is known already; its quotation marks may be left out.",
+        "schema": {"type": "string", "pattern": '^(W/)?"?[0-9a-f]*"?$'},
     },
 ]
 

@@ -155,10 +155,11 @@ class Mounted:
             ValueError: `mount` is no path.
             TargetError: as `start`.
         """
-        mount = mount.rstrip("/")
-        if not mount.startswith("/"):
+        # "/" too is refused: nothing would be left for the application
+        path = str(mount).rstrip("/")
+        if not path.startswith("/"):
             raise ValueError(f"mount: expected a path as /jobs, got {mount!r}")
-        self.runner, self.app, self.mount = runner, app, mount
+        self.runner, self.app, self.mount = runner, app, path
         self._options = options
         self._endpoint: ProgressApp | None = None
         _start(runner, target, start)

@@ -277,6 +277,32 @@ def test_no_other_site_may_read_unless_it_is_named(local):
     assert local.client(cors="*").get(f"/jobs/{id}", headers=asked).headers[header] == "*"
 
 
+@pytest.mark.parametrize("origin", ["https://shop.example/", "HTTPS://Shop.example"])
+def test_an_origin_is_taken_as_browsers_send_it(local, origin):
+    answer = local.client(cors=[origin]).get(
+        f"/jobs/{local.put()}", headers={"Origin": "https://shop.example"}
+    )
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+
+
+@pytest.mark.parametrize("origins", ["shop.example", "https://shop.example/site", ["*", "https://"], [3]])
+def test_what_is_no_origin_is_refused_at_once(local, origins):
+    with pytest.raises(ValueError, match=r"cors: expected origins as https://shop\.example, or .*, got "):
+        progress_app(local.runner, cors=origins)
+
+
+@pytest.mark.parametrize("make", [progress_app, progress_asgi, ProgressApp, ProgressASGI])
+def test_what_is_no_runner_is_refused_at_once(make):
+    with pytest.raises(TypeError, match=r"expected a forkrunner\.Runner, got str"):
+        make("jobs:runner")
+
+
+@pytest.mark.parametrize("mount", ["/", "", "jobs", None, "//"])
+def test_what_is_no_place_to_mount_at_is_refused_with_its_name(local, mount):
+    with pytest.raises(ValueError, match=f"mount: expected a path as /jobs, got {mount!r}$"):
+        local.runner.wsgi(lambda environ, start_response: [], mount=mount, start=False)
+
+
 @pytest.mark.postgresql
 def test_with_the_database_away(postgresql_database, tmp_path, postgres: Postgres):
     site = Site(postgresql_database, tmp_path)
@@ -302,6 +328,17 @@ def test_a_long_poll_ends_when_something_changes(local):
     threading.Timer(0.5, say, (local.runner, id), {"fraction": 0.75}).start()
     assert body(client.get(f"/jobs/{id}?wait=20&since={etag}"))["fraction"] == 0.75
     assert 0.4 < time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("form", ['"{}"', 'W/"{}"', "{}"])
+def test_the_etag_may_be_given_back_as_it_is_in_the_header(local, form):
+    id, _ = local.busy(fraction=0.5)
+    client = local.client()
+    etag = client.get(f"/jobs/{id}").headers["ETag"].strip('"')
+    start = time.monotonic()
+    answer = client.get(f"/jobs/{id}", query_string={"wait": "1", "since": form.format(etag)})
+    assert body(answer)["fraction"] == 0.5
+    assert time.monotonic() - start > 0.5, "it has waited for a change"
 
 
 def test_a_long_poll_is_bounded(local):
