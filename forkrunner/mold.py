@@ -20,26 +20,14 @@ import errno
 import os
 import signal
 
-from . import (
-    cgroup,
-    channel,
-    child,
-    clock,
-    leaving,
-    limits,
-    measure,
-    process,
-    safepoint,
-    scratch,
-    stacks,
-    units,
-)
+from . import cgroup, channel, child, clock, leaving, measure, process, safepoint, scratch, stacks
 from .account import Account
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
 from .current import current
 from .filing import Files
 from .internal import MAIL
 from .leftovers import Leftovers
+from .observer import Observer
 from .signals import Deaths, Poll
 from .wanted import Wanted
 
@@ -52,20 +40,9 @@ if TYPE_CHECKING:
     #: What is made before a fork: what the child finds, its output and report files.
     Prepared = tuple[child.Start, int, int]
 
-#: Seconds between two looks at what the busy children have written, and at those that run for more than a moment.
-_LOOK_EVERY = 0.1
-#: The memory of its programs is looked at when a job is so much older than at the last look, but once a second at
-#: least: of one that runs for long they do so too, or there are many.
-_WEIGH_AFTER = 1 / 8
-#: A child that has run for so long is told of when these are looked at, seconds.
-_TOLD_AFTER = 0.05
 #: What the pipe of a spare takes at once; a longer job gets a child that inherits it.
 _PIPE_SIZE = 60_000
 
-#: Seconds between two looks at the memory and CPU time of a child that has a limit of these.
-_WATCH_EVERY = 0.25
-#: How long a child that is over its memory is asked kindly: it may be taking more meanwhile, seconds.
-_MEMORY_GRACE = 0.5
 #: No spare is forked while jobs come faster than this, seconds: a child that is forked with its
 #: job in memory costs less than one that has to be told.
 _LULL = 0.02
@@ -101,12 +78,12 @@ class Mold:
         self.account = Account()
         self.leftovers = Leftovers(self.children)
         self.groups = cgroup.Groups("", 0)
-        self.output_limit = 1 << 20
+        self.observer = Observer(self.children, self.tell)
         self.ending = False
         self.spares = 0
         self.spare_deaths = 0
         self.spare_at = 0.0
-        self.look_at = self.watch_at = self.lease_until = FOREVER
+        self.lease_until = FOREVER
 
     def run(self) -> None:
         while not (self.ending and not self.children.busy and not self.outgoing):
@@ -116,14 +93,13 @@ class Mold:
             now = clock.monotonic()
             self.reap(now)
             self.enforce_lease(now)
-            self.watch(now)
+            self.observer.look(now)
             self.kill_overdue(now)
-            self.look_after(now)
             self.send()
             self.fork_a_spare(now)
 
     def next_due(self) -> float:
-        due = min(self.children.next_due(), self.look_at, self.watch_at)
+        due = min(self.children.next_due(), self.observer.due)
         if self.lease_until != FOREVER:
             # the lease is counted by the clock that goes on while the host sleeps
             due = min(due, clock.monotonic() + max(0.0, self.lease_until - clock.boottime()))
@@ -157,7 +133,7 @@ class Mold:
 
     def on_go(self, header: dict[str, Any]) -> None:
         self.spares = header["spares"]
-        self.output_limit = header["output_limit"]
+        self.observer.output_limit = header["output_limit"]
         self.place.result_limit = header["result_limit"]
         self.place.exit_timeout = header["exit_timeout"]
         storage, limit = header["storage"]
@@ -220,7 +196,7 @@ class Mold:
     def start(self, jobs: list[child.Message], now: float) -> None:
         """Give jobs to spares, and fork a child that has it in memory for each that is left. Keeps (1)."""
         self.spare_at = max(self.spare_at, now + _LULL)
-        self.look_at = min(self.look_at, now + _LOOK_EVERY)
+        self.observer.expect(now)
         left = []
         for job, arguments in jobs:
             if "timeout" in job:
@@ -372,7 +348,7 @@ class Mold:
             limits = dead.job.get("limits") if dead.job else None
             if limits:
                 self.close_group(dead, limits)
-            self.outgoing += self.account.ended(dead, status, usage, now, self.output_limit)
+            self.outgoing += self.account.ended(dead, status, usage, now, self.observer.output_limit)
             self.wanted.forget(dead)
             if limits:
                 self.leftovers.remove_folder(limits.get("temporary_folder"))
@@ -383,39 +359,6 @@ class Mold:
         if "group" in limits:
             most, kills = self.groups.close(limits["group"])
             dead.group_killed = kills and most
-
-    def watch(self, now: float) -> None:
-        """Look at the memory and CPU time of those that have a limit: what the kernel's own limits do not see.
-
-        These count for one process; here counts the job with all that it has started.
-        """
-        if not self.children.watched:
-            self.watch_at = FOREVER
-            return
-        for busy in self.children.watched.values():
-            if not busy.inherited:
-                busy.inherited = measure.own_memory()
-                self.watch_at = min(self.watch_at, now + _WATCH_EVERY)
-        if now < self.watch_at:
-            return
-        self.watch_at = now + _WATCH_EVERY
-        for busy in self.children.watched.values():
-            assert busy.job is not None
-            started = process.descendants(busy.pid)
-            memory, cpu = measure.tree(busy.pid, started, busy.inherited)
-            busy.peak = max(busy.peak, memory)
-            bound = busy.job["limits"]
-            if started and "cpu_seconds" in bound:
-                limits.leave_cpu_to_mold(started)
-            by = f" by {len(started) + 1} processes" if started else ""
-            if memory > bound.get("memory", FOREVER):
-                got = f"{units.show_bytes(memory)} of its own{by}"
-                sentence = f"more than its memory limit of {units.show_bytes(bound['memory'])}: {got}"
-                busy.grace = min(busy.grace, _MEMORY_GRACE)
-                self.children.condemn(busy, "over_memory", sentence, now)
-            elif cpu > bound.get("cpu_seconds", FOREVER):
-                sentence = f"more than its limit of {bound['cpu_seconds']:g} s of CPU time (cpu_seconds): {cpu:.2f} s{by}"
-                self.children.condemn(busy, "over_cpu", sentence, now)
 
     def kill_overdue(self, now: float) -> None:
         """Take the next step of the ladder with each child that is due for one, and write it down."""
@@ -454,40 +397,6 @@ class Mold:
             self.children.condemn(victim, "requeued", "its supervisor could not renew its lease", now)
             victim.stage, victim.due = TERM, now
         self.kill_overdue(now)
-
-    def look_after(self, now: float) -> None:
-        """See to those that run for more than a moment. Of what they write head and tail are kept: a flood fills no memory."""
-        if now < self.look_at:
-            return
-        for busy in self.children.busy.values():
-            if scratch.cut(busy.output, self.output_limit):
-                busy.cut = True
-            if now - busy.started >= _TOLD_AFTER and not busy.told:
-                self.tell_of(busy)
-            if now >= busy.weigh_at:
-                self.weigh(busy, now)
-        self.look_at = now + _LOOK_EVERY if self.children.busy else FOREVER
-
-    def tell_of(self, busy: Child) -> None:
-        """Tell which process an attempt is: not of those that are over in a moment, since most are, and a message costs."""
-        busy.told = True
-        assert busy.job is not None
-        self.tell(
-            {
-                "kind": "runs",
-                "id": busy.job["id"],
-                "attempt": busy.job["attempt"],
-                "pid": busy.pid,
-                "started": busy.started_wall,
-                "output": busy.output,
-                "file": scratch.identity(busy.output),
-            }
-        )
-
-    def weigh(self, busy: Child, now: float) -> None:
-        """Look at what the programs of a job have in memory while they run: later nothing tells it."""
-        busy.peak = max(busy.peak, measure.programs(busy.pid))
-        busy.weigh_at = now + min(max(_LOOK_EVERY, (now - busy.started) * _WEIGH_AFTER), 1.0)
 
     # --------------------------------------------------------------------- to the supervisor
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .runner import Runner
 
 #: Seconds between two looks at the progress.
-_LOOK_EVERY = 0.1
+_SHOW_EVERY = 0.1
 _NOT_READY = f"{NotReady.__module__}.{NotReady.__qualname__}"
 
 
@@ -207,7 +207,7 @@ class Stage(Mold):
         self.interrupts = signals.Interrupts()
         self.poll.watch(self.interrupts.fileno())
         self.interrupted = 0
-        self.look_at = 0.0
+        self.show_at = 0.0
         stacks.report_stacks_to(place.report_fd)
         #: Output for the terminal comes through here, so that it does not run into the bar; -1: it goes there by itself.
         self.relay, self.relay_end = -1, -1
@@ -224,21 +224,22 @@ class Stage(Mold):
         for header, body in inbox:
             if header["kind"] == "ended":
                 return Ended(header, body.decode("utf-8", "replace"), self.interrupted)
-            raise OSError(header["error"])
+            if header["kind"] == "refused":
+                raise OSError(header["error"])
         raise AssertionError("the job has no ending")
 
     def run(self) -> None:
         while self.children.busy:
             self.poll.wait(
-                min(self.next_due(), self.look_at) - clock.monotonic()
+                min(self.next_due(), self.show_at) - clock.monotonic()
             )  # the only line that blocks
             now = clock.monotonic()
             self.pass_on()
             self.heed(now)
             self.reap(now)
-            self.watch(now)
+            self.observer.look(now)
             self.kill_overdue(now)
-            self.look(now)
+            self.show(now)
         self.pass_on()
         self.screen.show(None)
 
@@ -294,9 +295,9 @@ class Stage(Mold):
                 return
             self.screen.write(data)
 
-    def look(self, now: float) -> None:
-        if now >= self.look_at:
-            self.look_at = now + _LOOK_EVERY
+    def show(self, now: float) -> None:
+        if now >= self.show_at:
+            self.show_at = now + _SHOW_EVERY
             self.screen.show(self.progress.get(self.part.row.id))
 
     def heed(self, now: float) -> None:

@@ -167,6 +167,7 @@ FLOORS = [
         "mold",
         "boot",
         "wanted",
+        "observer",
         "account",
         "leftovers",
         "witness",
