@@ -35,10 +35,10 @@ class Account:
         self._shared = process.shared_at_fork()
         self._oom_killer = OomKiller()
 
-    def ended(self, dead: Child, status: int, usage: Any, now: float, output_limit: int) -> bytes:
+    def ended(self, dead: Child, status: int, usage: Any, now: float, output_limit: int, told: bool) -> bytes:
         """Put together all that is known of an ended attempt, as a frame for the supervisor.
 
-        `output_limit`: bytes of its output that are told beside the tail.
+        `output_limit`: bytes of its output that are told beside the tail. `told`: there is progress of it.
         """
         job = dead.job
         assert job is not None
@@ -50,7 +50,7 @@ class Account:
         words, body = _DONE, b"null"
         data = os.pread(dead.report, _REPORT_SIZE, 0)
         written = scratch.size(dead.output)
-        if data != child.DONE_WITH_NULL or written or status or dead.why:
+        if data != child.DONE_WITH_NULL or written or status or dead.why or told:
             if len(data) == _REPORT_SIZE:
                 data = scratch.contents(dead.report)
             stacks, report, end = read_report(data)

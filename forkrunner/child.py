@@ -177,7 +177,8 @@ def attempt(place: Place, job: dict[str, Any], arguments: bytes, bare: Callable[
     if getpid() != me:
         # the job forked and this is its child coming back through the task: it is not the attempt
         os._exit(0)
-    if current.told:
+    # of a pool the job itself may have said nothing, and who leaves it by its `with` kills it in the middle of a word
+    if current.told or "multiprocessing.util" in sys.modules:
         end_progress()
     if report is DONE_WITH_NULL:
         write(place.report_fd, report)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Current:
-    __slots__ = ("arguments", "board", "job", "mold", "place", "runner", "told", "work")
+    __slots__ = ("arguments", "board", "commons", "job", "mold", "place", "runner", "told", "work")
 
     def __init__(self) -> None:
         #: Header of the running job, as it came from the supervisor; None outside of a child.
@@ -22,6 +22,8 @@ class Current:
         #: Set in the mold, before the forks: its pid, and the memory that it shares with its children (`safepoint.py`).
         self.mold = 0
         self.board: memoryview | None = None
+        #: And what the processes of each job have in common (`common.py`).
+        self.commons: memoryview[float] | None = None
         #: Where progress goes (`places.place`), known before the fork.
         self.place: dict[str, Any] | None = None
         #: The job has told its progress, which now is somewhere.

@@ -23,10 +23,12 @@ import signal
 from . import cgroup, channel, child, clock, leaving, measure, process, safepoint, scratch, stacks
 from .account import Account
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
+from .common import SIZE_OF_ALL, Commons
 from .current import current
 from .filing import Files
 from .internal import MAIL
 from .leftovers import Leftovers
+from .memory import shared_memory
 from .observer import Observer
 from .signals import Deaths, Poll
 from .wanted import Wanted
@@ -74,7 +76,10 @@ class Mold:
         self.children = Children()
         self.inbox = channel.Inbox()
         self.outgoing = bytearray()
-        self.wanted = Wanted(self.children, place.tasks)
+        # one mapping, since each fork copies what the kernel knows of each
+        memory = shared_memory(safepoint.BOARD_SIZE + SIZE_OF_ALL)
+        self.wanted = Wanted(self.children, place.tasks, memory[: safepoint.BOARD_SIZE])
+        self.commons = Commons(memory[safepoint.BOARD_SIZE :])
         self.account = Account()
         self.leftovers = Leftovers(self.children)
         self.groups = cgroup.Groups("", 0)
@@ -225,6 +230,7 @@ class Mold:
     def give_to_a_spare(self, job: dict[str, Any], arguments: bytes, now: float) -> bool:
         while self.children.spares:
             spare = self.children.spares.pop(0)
+            job["common"] = spare.output
             try:
                 os.write(spare.pipe, channel.pack(job, arguments))
             except OSError:  # it has died; `reap` will not know it any more
@@ -259,6 +265,8 @@ class Mold:
         except OSError as error:
             self.cannot_start(message, error, output)
             return None
+        if message is not None:
+            message[0]["common"] = output
         return child.start_of(self.place, message), output, report
 
     def fork(self, prepared: list[Prepared]) -> list[int]:
@@ -348,7 +356,9 @@ class Mold:
             limits = dead.job.get("limits") if dead.job else None
             if limits:
                 self.close_group(dead, limits)
-            self.outgoing += self.account.ended(dead, status, usage, now, self.observer.output_limit)
+            # also if it was said by a process that the job has forked, of which its report knows nothing
+            told = self.commons.forget(dead.output)
+            self.outgoing += self.account.ended(dead, status, usage, now, self.observer.output_limit, told)
             self.wanted.forget(dead)
             if limits:
                 self.leftovers.remove_folder(limits.get("temporary_folder"))

@@ -7,6 +7,7 @@ What a job that says nothing does not need is elsewhere: when to send in `sender
 
 from __future__ import annotations
 
+from .common import noted, was_told
 from .current import current
 
 TYPE_CHECKING = False
@@ -36,7 +37,8 @@ def progress(fraction: float | None = None, message: str | None = None, **detail
     Sent at most `progress_rate` times a second; what is held back follows when its time has come. Never raises, and
     never keeps the job waiting because nobody listens.
     """
-    if _sender is None and begin() is None:
+    # where nobody listens a process that the job has forked need not even load what it would say it with
+    if _sender is None and (noted(fraction) or begin() is None):
         return
     assert _sender is not None
     _sender.say(fraction, message, detail)
@@ -54,9 +56,10 @@ def begin() -> Sender | None:
 
 
 def end() -> None:
-    """In a child: send what is still held back."""
-    if _sender is not None:
-        _sender.end()
+    """In a child: send what is still held back, also by processes of the job that are gone."""
+    sender = begin() if _sender is not None or was_told() else None
+    if sender is not None:
+        sender.end()
 
 
 def __getattr__(name: str) -> object:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import channel, child, clock, descriptors, leaving, process, scratch, signals, stacks
 from .account import read_report
 from .application import make_place
+from .common import SIZE
 from .current import current
 from .job import Outcome
 from .leftovers import Leftovers
+from .memory import shared_memory
 from .mold import Mold
 from .options import LIMITS
 from .places import Reader
@@ -174,6 +176,9 @@ def _job_of(part: Part, options: dict[str, Any]) -> dict[str, Any]:
 def _here(place: child.Place, message: Message) -> Ended:
     """Run it in this process."""
     stacks.report_stacks_to(2)
+    # what a mold does for the processes that its jobs fork
+    current.mold, current.commons = os.getppid(), shared_memory(SIZE).cast("d")
+    message[0]["common"] = 0
     report = scratch.scratch_file("forkrunner-report")
     os.dup2(report, place.report_fd, inheritable=False)
     start = clock.monotonic()

@@ -5,10 +5,13 @@ a second: so what is held back needs no further word to follow, and no server ca
 What always holds:
 
 1. The job's own thread never talks to memcached. Where a word is due it waits for the thread, because a
-   long call into C may follow that lets no thread run: 10 ms at most, and all such waits that were in vain take
-   30 ms of a job's time together, then it waits no more. The last state, at the end, has 15 ms.
-2. No such thread is there at a fork of the job's: it is called back before. It blocks all signals: they are for the job.
-3. A process that the job forks has a connection of its own, and shares the rate and the bar (`_Shared`).
+   long call into C may follow that lets no thread run: 10 ms at most, and all such waits that were in vain, of the job with all
+   that it has forked, take 30 ms together, then there are no more. The last state, at the job's end, has 15 ms.
+2. No such thread is there at a fork of the job's: it is called back before, which the same 30 ms are for. Where they
+   are used up, by a name server that does not answer or by hundreds of forks, the fork does not wait, and
+   what is held back has no thread: it goes with the next word or at the end.
+3. A process that the job forks has a connection of its own, and shares the rate, the bar and the waits (`common.py`). Its last
+   state is sent when it ends by `os._exit`; of one that is killed, the bar is told by whoever speaks next, or the job at its end.
 """
 
 from __future__ import annotations
@@ -16,26 +19,41 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # not `signal`, which brings enum along
 import json
 import os
-import sys
 from _thread import allocate_lock, get_ident, get_native_id, stack_size, start_new_thread
 
 from . import clock
+from .common import (
+    DUE,
+    SENT,
+    SPENT,
+    TOLD,
+    TROUBLE,
+    begin_anew,
+    farthest,
+    numbers_of_this_job,
+    place_of_this_process,
+)
+from .current import current
 from .leaving import title
 from .places import ProgressFiles, sink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, NoReturn
 
     from .steps import Share
 
     Detail = dict[str, Any] | Callable[[], dict[str, Any]]
 
-#: Seconds: one wait for a word that is due, all waits that were in vain, the wait at the end, the one before a fork.
-_PATIENCE, _ALL_PATIENCE, _LAST_PATIENCE, _FORK_PATIENCE = 0.01, 0.03, 0.015, 0.2
+#: Seconds: one wait for a word that is due or before a fork, all waits that were in vain, the wait at the end.
+_PATIENCE, _ALL_PATIENCE, _LAST_PATIENCE = 0.01, 0.03, 0.015
 #: A wait of this many seconds is what a healthy server takes on a busy machine.
 _HEALTHY = 0.002
+#: So many words may the last one of a process that the job has forked be early; all others wait for so much longer.
+_EARLY = 2
+#: Seconds between two looks whether a thread is gone, which takes it a tenth of a millisecond.
+_MOMENT = 0.00005
 #: Seconds until the next try, where nobody took it.
 _AGAIN = 0.5
 #: Longest message, characters; largest detail, bytes.
@@ -46,20 +64,6 @@ _STACK = 256 << 10
 _SOON = 0.5
 
 
-class _Shared:
-    """What the processes of one job have in common, in memory that a fork does not copy."""
-
-    def __init__(self) -> None:
-        from mmap import mmap
-
-        self.memory = memoryview(mmap(-1, 4096)).cast("d")
-        #: Indexes: when the next word is due, and how far the bar is.
-        self.due, self.fraction = 0, 1
-
-    def reached(self, fraction: float) -> None:
-        self.memory[self.fraction] = max(self.memory[self.fraction], fraction)
-
-
 class Sender:
     """The progress of the one job that this process runs."""
 
@@ -67,7 +71,11 @@ class Sender:
         self.job = job
         self.settings = settings
         self.gap = 1.0 / settings.get("rate", 20.0)
-        self.sink = sink(settings)
+        #: What the processes of the job have in common.
+        self.numbers = numbers_of_this_job()
+        self.numbers[TOLD] = 1.0
+        # a child of the mold is the job itself
+        self.is_helper = bool(current.mold) and os.getppid() != current.mold
         #: How far the job is; None while it has not said so.
         self.fraction: float | None = None
         #: The part of the bar that 0…1 stands for now, how much of that finished steps have used, and what
@@ -77,21 +85,28 @@ class Sender:
         self.share: Share | None = None
         #: Said and not sent: label, message, detail.
         self.waiting: tuple[object, object, Detail] | None = None
-        self.due = 0.0
-        self.patience = _ALL_PATIENCE
-        #: The last word found nobody to take it.
+        #: What was sent last.
+        self.last: tuple[object, object, Detail] = None, None, {}
+        #: It found nobody to take it.
         self.trouble = False
         self.begun: tuple[float, float] | None = None
         #: The kernel's number of the last thread that sent.
         self.thread = 0
-        self.shared: _Shared | None = None
-        self.is_helper = self.is_registered = False
-        self._make_locks()
+        #: What is held back gets no thread: the job forks too often for that.
+        self.is_forking = False
+        #: `os._exit` sends the last state first.
+        self.is_last_sent = False
+        self._open()
         os.register_at_fork(
             before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._in_helper
         )
 
-    def _make_locks(self) -> None:
+    def _open(self) -> None:
+        """Make what each process has of its own."""
+        self.sink = sink(self.settings)
+        if self.is_helper and isinstance(self.sink, ProgressFiles):
+            self.sink.suffix = f".{os.getpid()}"
+        self.place = place_of_this_process()
         #: Held by the thread that sends, as long as there is one.
         self.sending = allocate_lock()
         #: Released by it when the first word has gone.
@@ -117,52 +132,80 @@ class Sender:
             value = self.low + self.span * value
             if self.fraction is None or value > self.fraction:
                 self.fraction = value
-                if self.shared is not None:
-                    self.shared.reached(value)
+                # it may be killed before it is sent; for the job itself there is time when it sends
+                if self.is_helper and value + 1.0 > self.numbers[self.place]:
+                    self.numbers[self.place] = value + 1.0
         self.waiting = (self.label, message, detail)
         # if it is held, who holds it looks for what is waiting before it leaves
         if self.sending.acquire(False):
-            self._start(self.due - clock.monotonic())
+            pause = self.numbers[DUE] - clock.monotonic()
+            if pause > 0 and self.is_forking:
+                self.sending.release()
+            elif self._start(pause) and pause <= 0:
+                self._wait_for_it()
 
     def restart(self) -> None:
         """Let the bar begin anew: the next thing that is said may be less."""
         self.fraction = self.begun = None
-        if self.shared is not None:
-            self.shared.memory[self.shared.fraction] = 0.0
+        begin_anew(self.numbers)
 
     def end(self) -> None:
         """Send what is held back, unless nobody takes it."""
+        numbers, start, patience = self.numbers, clock.monotonic(), _LAST_PATIENCE
         if self.trouble:
             return
-        self.due, self.ending = 0.0, True
+        if self.is_helper:
+            patience = min(patience, self._patience())
+            if patience <= 0 or numbers[TROUBLE] or numbers[DUE] > start + _EARLY * self.gap:
+                return
+        elif self.waiting is None and (farthest(numbers) or 0.0) + 1.0 > max(numbers[SENT], 1.0):
+            # said by a process that was killed before it was sent
+            self.waiting = self.last
+        self.ending = True
         if self._has_word() and self.sending.acquire(False):
-            self.patience = max(self.patience, _LAST_PATIENCE)
             self._start(0.0)
         else:  # it is on its way, or there is none
             self._ring()
-        if self.sending.acquire(True, _LAST_PATIENCE):
+        if self.sending.acquire(True, patience):
             self.sending.release()
+        elif self.is_helper and patience == _LAST_PATIENCE:
+            # it is not there any more to find out; else each that follows would try the same
+            self._found_nobody(clock.monotonic())
+        if self.is_helper:
+            self._spent(clock.monotonic() - start)
 
-    def _start(self, pause: float) -> None:
-        """Start the thread; `sending` is held for it. If a word is due, wait for it a little."""
-        if self.is_helper and not self.is_registered:
+    def _patience(self) -> float:
+        """Return for how many seconds the job may still wait."""
+        left: float = _ALL_PATIENCE - self.numbers[SPENT]
+        return left
+
+    def _spent(self, seconds: float) -> None:
+        if seconds > _HEALTHY:
+            self.numbers[SPENT] += seconds
+
+    def _start(self, pause: float) -> bool:
+        """Start the thread; `sending` is held for it."""
+        if self.is_helper and not self.is_last_sent:
             self._send_at_exit()
         self.sent.acquire(False)
         old = stack_size(_STACK)
         try:
             start_new_thread(self._run, (pause,))
         except RuntimeError:  # no memory, or too many processes
-            self.due = clock.monotonic() + _AGAIN
+            self.numbers[DUE] = clock.monotonic() + _AGAIN
             self.sending.release()
-            return
+            return False
         finally:
             stack_size(old)
-        if pause <= 0 and self.patience > 0:
+        return True
+
+    def _wait_for_it(self) -> None:
+        """Wait a little for the word that the thread sends now."""
+        patience = self._patience()
+        if patience > 0:
             start = clock.monotonic()
-            self.sent.acquire(True, min(_PATIENCE, self.patience))
-            waited = clock.monotonic() - start
-            if waited > _HEALTHY:
-                self.patience -= waited
+            self.sent.acquire(True, min(_PATIENCE, patience))
+            self._spent(clock.monotonic() - start)
 
     def _ring(self) -> None:
         try:
@@ -190,7 +233,7 @@ class Sender:
                     # said since we looked, by somebody who found it held
                     if not self._has_word() or not self.sending.acquire(False):
                         return
-                pause = self.due - clock.monotonic()
+                pause = self.numbers[DUE] - clock.monotonic()
         except BaseException:  # noqa: BLE001 - nothing of the application: not even the end of the interpreter is told
             pass
         self.sending.release()
@@ -199,29 +242,39 @@ class Sender:
         return self.waiting is not None
 
     def _send(self) -> None:
-        now = clock.monotonic()
-        if self.shared is not None:
-            memory, shared = self.shared.memory, self.shared
-            if self.fraction is not None:
-                self.fraction = max(self.fraction, memory[shared.fraction])
-            if now < memory[shared.due] <= now + self.gap and not self.ending:
-                self.due = memory[shared.due]  # another process of the job was first
-                return
-            memory[shared.due] = now + self.gap
+        now, numbers = clock.monotonic(), self.numbers
+        if now < numbers[DUE] and not self.ending:
+            return  # another process of the job was first
+        # who ends is not held up; the others wait the longer
+        numbers[DUE] = due = max(now, numbers[DUE]) + self.gap
         said, self.waiting = self.waiting, None
         if said is None:
             return
-        if self.sink.put(self.job["id"], self._entry(now, *said)):
-            self.trouble = False
-            self.due = now + self.gap
-        else:
-            self.trouble = True
+        if self.fraction is not None:
+            numbers[self.place] = max(numbers[self.place], self.fraction + 1.0)
+        self.fraction = farthest(numbers)
+        entry = self._entry(now, *said)
+        if numbers[DUE] != due and not self.ending:
+            # two have come at once, and the other was the last to say when the next is due
             if not self._has_word():
                 self.waiting = said
-            self.due = now + max(_AGAIN, self.gap)
+            return
+        if self.sink.put(self.job["id"], entry):
+            self.last, self.trouble = said, False
+            numbers[TROUBLE] = 0.0
+            numbers[SENT] = 0.0 if self.fraction is None else self.fraction + 1.0
+        else:
+            self.trouble = True
+            self._found_nobody(now)
+            if not self._has_word():
+                self.waiting = said
         if not self.is_helper:
             far = "" if self.fraction is None else f", {self.fraction:.0%}"
             title(f"job {self.job['id']} {self.job['task']} attempt {self.job['attempt']}{far}")
+
+    def _found_nobody(self, now: float) -> None:
+        self.numbers[TROUBLE] = 1.0
+        self.numbers[DUE] = now + max(_AGAIN, self.gap)
 
     def _entry(self, now: float, label: object, message: object, detail: Detail) -> bytes:
         entry: dict[str, Any] = {
@@ -258,18 +311,21 @@ class Sender:
     def _before_fork(self) -> None:
         self.halted = True
         self._ring()
-        self.forking[get_ident()] = self.sending.acquire(True, _FORK_PATIENCE)
+        start, patience = clock.monotonic(), min(_PATIENCE, self._patience())
+        self.forking[get_ident()] = self.sending.acquire(True, max(patience, 0.0))
         # it has let go of the lock; the last of it goes in a moment, and from Python 3.12 on a fork before that is warned of
-        moment, tries = allocate_lock(), 0
+        moment = allocate_lock()
         moment.acquire()
-        while self.thread and tries < 100 and os.path.exists(f"/proc/self/task/{self.thread}"):
-            moment.acquire(True, 0.0005)
-            tries += 1
-        self.thread = 0
-        if self.shared is None:
-            self.shared = _Shared()
-            self.shared.memory[self.shared.fraction] = self.fraction or 0.0
-            self.shared.memory[self.shared.due] = self.due
+        while self.thread and os.path.exists(f"/proc/self/task/{self.thread}"):
+            if clock.monotonic() - start >= patience:
+                break
+            moment.acquire(True, _MOMENT)
+        else:
+            self.thread = 0
+        waited = clock.monotonic() - start
+        if waited > _MOMENT:
+            self.numbers[SPENT] += waited
+            self.is_forking = self._patience() <= 0
 
     def _after_fork(self) -> None:
         held = self.forking.pop(get_ident(), False)
@@ -277,24 +333,27 @@ class Sender:
         self.alarm.acquire(False)
         if not held:
             return
-        if self.waiting is None:
+        if self.waiting is None or self.is_forking:
             self.sending.release()
         else:
-            self._start(max(self.due - clock.monotonic(), self.gap))
+            self._start(max(self.numbers[DUE] - clock.monotonic(), self.gap))
 
     def _in_helper(self) -> None:
         # the connection is the parent's, and so is what it has not sent
         self.sink.close()
-        self.sink = sink(self.settings)
-        if isinstance(self.sink, ProgressFiles):
-            self.sink.suffix = f".{os.getpid()}"
         self.waiting = None
-        self.is_helper, self.is_registered = True, False
-        self._make_locks()
+        self.is_helper, self.is_forking, self.thread = True, False, 0
+        self._open()
 
     def _send_at_exit(self) -> None:
-        """Have the last state of a multiprocessing worker sent; it clears what was registered before its start."""
-        self.is_registered = True
-        util = sys.modules.get("multiprocessing.util")
-        if util is not None:
-            util.Finalize(None, self.end, exitpriority=100)
+        """Have the last state sent where this process ends: by `os._exit`, as those of multiprocessing do too."""
+        self.is_last_sent = True
+        leave = os._exit
+
+        def send_and_leave(status: int) -> NoReturn:
+            try:
+                self.end()
+            finally:
+                leave(status)
+
+        os._exit = send_and_leave

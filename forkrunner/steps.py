@@ -166,7 +166,7 @@ class Bar:
         sender = self.sender
         if sender is None:
             return
-        if self.span == 1.0 and sender.fraction and not sender.is_helper:
+        if self.span == 1.0 and not sender.is_helper:
             sender.restart()
         self.moved()
 

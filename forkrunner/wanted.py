@@ -9,7 +9,6 @@ import os
 
 from . import process, safepoint
 from .current import current
-from .memory import shared_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 class Wanted:
     """Writes on the board that children look at when they pass a safe point; freezes and thaws them."""
 
-    def __init__(self, children: Children, tasks: Mapping[str, Any]) -> None:
+    def __init__(self, children: Children, tasks: Mapping[str, Any], board: memoryview) -> None:
         self._children = children
         self._tasks = tasks
-        self._board = safepoint.Board(shared_memory(safepoint.BOARD_SIZE))
+        self._board = safepoint.Board(board)
         current.board, current.mold = self._board.memory, os.getpid()
         #: What is wanted of all that run, and of all that start from now on; 0: nothing.
         self.of_all = 0

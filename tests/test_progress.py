@@ -26,13 +26,17 @@ JOB = "0198c5d0-0000-7000-8000-000000000001"
 PRELUDE = """
 import json, os, sys, time
 from forkrunner import progress
+from forkrunner.common import SIZE
 from forkrunner.current import current
+from forkrunner.memory import shared_memory
 module = sys.modules["forkrunner.progress"]
 from forkrunner.places import Reader
 from forkrunner.progress import follow, step, tqdm, track, trange
 place = json.loads(sys.argv[1])
 current.place = place
 current.job = {"id": place["job"], "task": "t", "queue": "q", "attempt": 1, "started_at": "2026-01-31T10:00:00+00:00"}
+# as in a child of a mold
+current.mold, current.commons, current.job["common"] = os.getppid(), shared_memory(SIZE).cast("d"), 0
 reader = Reader(place)
 
 def arrive():
@@ -637,6 +641,178 @@ def test_helpers_of_a_pool_say_it_of_the_job_and_share_its_rate(cached, memcache
     sets = memcached.stats()["cmd_set"] - before
     assert sets <= 20 * (seconds + 0.1) + 4 + 4 + 2  # each worker's last one, and now and then two at once
     assert children["fraction"] == 1999 / 2000
+
+
+#: Notes what is sent, by whichever process, in a file: when, how far the bar is, and the message.
+SPY = """
+import fcntl, multiprocessing
+from forkrunner import places
+notes = os.open("NOTES", os.O_CREAT | os.O_RDWR | os.O_APPEND)
+kind = places._Memcached if place["url"] else places.ProgressFiles
+put = kind.put
+def note(self, id, data):
+    entry = json.loads(data)
+    os.write(notes, (json.dumps([time.monotonic(), entry["fraction"], entry["message"]]) + "\\n").encode())
+    return put(self, id, data)
+kind.put = note
+fork = multiprocessing.get_context("fork")
+"""
+
+
+class Spy:
+    """Sees each word that is sent, and from where it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, source: str) -> str:
+        return SPY.replace("NOTES", str(self.path)) + textwrap.dedent(source)
+
+    def words(self) -> list[list[Any]]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+@pytest.fixture
+def spy(tmp_path: Path) -> Spy:
+    return Spy(tmp_path / "notes")
+
+
+def test_helpers_share_rate_and_bar_also_where_the_job_itself_says_nothing(anywhere, spy):
+    anywhere(
+        spy(
+            """
+            import warnings
+            warnings.simplefilter("error")
+            def work(number):
+                for n in range(100):
+                    progress((number * 100 + n) / 400, f"worker {number}")
+                    time.sleep(0.01)
+            with fork.Pool(4) as pool:  # which kills them at its end
+                pool.map(work, range(4), chunksize=1)
+            module.end()
+            """
+        )
+    )
+    wait_until(lambda: (anywhere.read() or {}).get("fraction") == 399 / 400, message="the last word")
+    words = spy.words()
+    fractions = [fraction for _, fraction, _ in words]
+    assert fractions == sorted(fractions)
+    # with the first and the last, and the last of two or three helpers ahead of their time
+    assert 10 < len(words) <= 20 * (words[-1][0] - words[0][0]) + 2 + 3
+
+
+@pytest.mark.parametrize("first", ["", "progress(0.1, 'by the job')"])
+def test_the_last_word_of_a_helper_is_sent_when_it_ends(anywhere, first):
+    assert anywhere(
+        f"""
+        {first}
+        pid = os.fork()
+        if pid == 0:
+            progress(0.2)
+            progress(0.4, "last", frame=3)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        while (entry := reader.get(place["job"])) is None or entry["message"] != "last":
+            time.sleep(0.01)  # memcached has it, but nobody waited for its answer
+        print(json.dumps([entry["fraction"], entry["detail"]]))
+        """
+    ) == [[0.4, {"frame": 3}]]
+
+
+def test_the_bar_of_a_helper_that_is_killed_is_told_by_who_speaks_next(run):
+    assert run(
+        """
+        for then in ("progress(None, 'by the job')", "module.end()"):
+            pid = os.fork()
+            if pid == 0:
+                progress(0.2); progress(0.4 if "by" in then else 0.6)
+                os.kill(os.getpid(), 9)
+            os.waitpid(pid, 0)
+            time.sleep(0.1)
+            exec(then)
+            show()
+        """
+    ) == [[0.4, "by the job"], [0.6, "by the job"]]
+
+
+def test_many_short_helpers_keep_the_rate_together(cached, spy):
+    cached(
+        spy(
+            """
+            def work(number): progress(number / 40, f"worker {number}")
+            for number in range(40):
+                process = fork.Process(target=work, args=(number,)); process.start(); process.join()
+            module.end()
+            """
+        )
+    )
+    wait_until(lambda: (cached.read() or {}).get("fraction") == 39 / 40, message="the last word")
+    words = spy.words()
+    # with the first and the last, and two or three that are ahead of their time
+    assert len(words) <= 20 * (words[-1][0] - words[0][0]) + 2 + 3
+
+
+#: What is between the job and memcached, and what is done twenty times.
+UNHEARD = {
+    "unreachable": """
+        import socket
+        deaf, waiting = socket.socket(), [socket.socket() for _ in range(4)]
+        deaf.bind(("127.0.0.1", 0)); deaf.listen(0)
+        for each in waiting: each.setblocking(False); each.connect_ex(deaf.getsockname())
+        place["url"] = f"memcached://127.0.0.1:{deaf.getsockname()[1]}"
+    """,
+    "a name server that is silent": """
+        import _socket
+        _socket.getaddrinfo = lambda *question: time.sleep(60)
+        place["url"] = "memcached://somewhere.test:11211"
+    """,
+}
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("who", ["helpers", "the job before each fork"])
+@pytest.mark.parametrize("trouble", list(UNHEARD))
+def test_a_job_that_forks_waits_50_ms_at_most_with_all_that_it_forks(run, trouble, who):
+    quiet, loud, end = run(
+        textwrap.dedent(UNHEARD[trouble])
+        + f"helpers = {who == 'helpers'}\n"
+        + textwrap.dedent(
+            """
+            import forkrunner.sender  # what it takes to load that is not meant
+            def twenty(say):
+                start = time.monotonic()
+                for number in range(20):
+                    if not helpers: say(number)
+                    pid = os.fork()
+                    if pid == 0:
+                        if helpers: say(number)
+                        os._exit(0)
+                    os.waitpid(pid, 0)
+                return time.monotonic() - start
+            twenty(str)
+            for say in (str, lambda number: progress(number / 20, "x")): print(twenty(say))
+            start = time.monotonic(); module.end(); print(time.monotonic() - start)
+            sys.stdout.flush(); os._exit(0)
+            """
+        )
+    )
+    print(f"{trouble}, {who}: {quiet * 1000:.0f} ms, {loud * 1000:.0f} ms, {end * 1000:.0f} ms")
+    assert loud - quiet + end < 0.05 + 0.1  # what twenty forks more or less take on a busy machine
+
+
+def test_a_job_that_forks_hundreds_of_times_still_has_its_last_word_sent(anywhere):
+    assert anywhere(
+        """
+        for number in range(300):
+            progress(number / 1000, f"fork {number}")
+            pid = os.fork()
+            if pid == 0: os._exit(0)
+            os.waitpid(pid, 0)
+        spent = module._sender.numbers[2]
+        module.end(); show()
+        print(json.dumps(spent < 0.06))
+        """
+    ) == [[0.299, "fork 299"], True]
 
 
 def test_a_job_that_closes_all_that_it_has_writes_nothing_into_what_it_opens_then(tmp_path, cached):

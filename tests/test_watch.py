@@ -39,6 +39,17 @@ def walk(path: str, fail: bool = False) -> str:
     if fail:
         raise ValueError("no such \\x1b[31mthing")
     return "walked"
+
+@runner.task
+def send(path: str) -> None:
+    "Have it said by another process."
+    pid = os.fork()
+    if pid == 0:
+        progress(0.25, "first")
+        progress(0.5, "last")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    while not os.path.exists(path): time.sleep(0.005)
 """
 
 
@@ -389,6 +400,19 @@ def test_the_list_has_bars(cli, bed):
     assert "██████████·········· 50 %" in cli.run("show", "jobs:runner", walk.id).stdout
     walk.to(9)
     bed.ended(walk.id)
+    bed.stop(supervisor)
+
+
+def test_what_only_a_forked_process_says_is_seen_and_cleared_away(cli, bed):
+    supervisor = bed.start()
+    id = bed.put("send", {"path": str(cli.folder / "go")})
+    (folder,) = bed.runtime.glob("*/progress")
+    wait_until(lambda: (folder / id).exists(), message="progress")
+    wait_until(lambda: json.loads((folder / id).read_text())["message"] == "last", message="the last word")
+    assert json.loads((folder / id).read_text())["fraction"] == 0.5
+    (cli.folder / "go").touch()
+    assert bed.ended(id).state is State.DONE
+    wait_until(lambda: not list(folder.iterdir()), message="an empty folder")
     bed.stop(supervisor)
 
 
