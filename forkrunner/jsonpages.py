@@ -10,6 +10,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from forkrunner import clock
 from forkrunner.payload import Misfit, check_json
 
 if TYPE_CHECKING:
@@ -68,7 +69,16 @@ def job_json(row: Row, *, progress: dict[str, Any] | None = None) -> dict[str, A
         "cancel_actor": row.cancel_actor,
         "paused_at": iso(row.paused_at),
         "cursor": value_of(row.cursor),
-        "progress": progress,
+        "progress": progress and _progress_json(progress),
+    }
+
+
+def _progress_json(entry: dict[str, Any]) -> dict[str, Any]:
+    # times as everywhere else; in the entry one is a number, for jobs that import no datetime
+    started, updated = entry.get("started_at"), entry.get("updated_at")
+    return entry | {
+        "started_at": started and started.replace("+00:00", "Z"),
+        "updated_at": None if updated is None else iso(clock.from_wall(updated)),
     }
 
 

@@ -347,6 +347,11 @@ def test_a_running_job_shows_its_progress_and_is_cancelled(cli: Cli, ask: Ask, s
     wait_until(lambda: ask("show", job_id, "--json").json["progress"], message="progress")
     progress = ask("show", job_id, "--json").json["progress"]
     assert (progress["fraction"], progress["message"]) == (0.42, "waiting")
+    (listed,) = ask("list", "--json").json
+    for times in (progress, listed["progress"]):
+        for name in ("started_at", "updated_at"):
+            assert times[name].endswith("Z")
+            assert abs((datetime.fromisoformat(times[name]) - datetime.now(UTC)).total_seconds()) < 60
     assert "42 % waiting" in ask("list").stdout
     assert "42 % waiting" in ask("show", job_id).stdout
     assert "has written nothing so far" in ask("log", job_id).stderr
