@@ -107,8 +107,10 @@ class Asking(Access):
         """Say how these jobs stand, those that exist, in one statement; an id is as `Runner.get` takes it.
 
         `position` counts the jobs of all queues that are served together with the job's own, as far as the supervisors'
-        rows tell: of all queues, where one names none, or none runs.
+        rows tell: of all queues, where one names none, or none runs. A file that is missing is not made.
         """
+        if self._database.is_missing():
+            return {}
         parameters = {"ids": [_id(id) for id in ids], "now": self._moment(now)}
         known = self._served
         rows = self._stand(parameters, known)
@@ -138,7 +140,9 @@ class Asking(Access):
         return self._transactions.read(lambda connection: self._files.of_job(connection, job))
 
     def file(self, token: str) -> File | None:
-        """Return the file of a result that may be downloaded with this token; None if there is none."""
+        """Return the file of a result that may be downloaded with this token; None if there is none, or no database."""
+        if self._database.is_missing():
+            return None
         return self._transactions.read(lambda connection: self._files.with_token(connection, token))
 
     def named(self, hashes: Collection[str]) -> set[str]:

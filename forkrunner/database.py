@@ -98,6 +98,10 @@ class Database:
     def check(self) -> None:
         """Look whether the database is still the one that was opened."""
 
+    def is_missing(self) -> bool:
+        """Say whether there is no database yet, which the first use would make: a question about a job must not."""
+        return False
+
     def close(self) -> None:
         """Close what an engine that was disposed of has left open: an alarm came before it was back in the pool."""
         for connection, _ in tuple(self.opened):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +32,7 @@ from werkzeug.wrappers import Request, Response
 
 from . import clock
 from .downloads import download
-from .errors import FileMissing, StorageError, StoreUnavailable
+from .errors import FileMissing, StorageError, StoreError, StoreUnavailable
 from .handle import Job
 from .ids import is_id
 from .openapi import LONGEST_WAIT, MOST_IDS, document
@@ -152,6 +153,12 @@ class ProgressApp:
         """Answer a request as things are now."""
         try:
             answer = self._route(request)
+        except StoreError as error:
+            if not isinstance(
+                error, StoreUnavailable
+            ):  # nothing that is over by itself, and no business of users
+                print(f"forkrunner: {error}", file=request.environ.get("wsgi.errors") or sys.stderr)
+            answer = _error(503, _AWAY, **{"Retry-After": "3"})
         except HTTPException as error:
             answer = Answer.force_type(error.get_response(request.environ), request.environ)  # type: ignore[assignment]
         self._allow_origin(request, answer)
@@ -169,17 +176,11 @@ class ProgressApp:
         if name.startswith("forkrunner") and name.endswith(".js"):
             return self._send_script(request, name)
         if name.startswith("files/"):
-            try:
-                return self._file(request, name.split("/")[1])
-            except StoreUnavailable:
-                return _error(503, _AWAY, **{"Retry-After": "3"})
+            return self._file(request, name.split("/")[1])
         wait = request.args.get("wait", "0")
         if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", wait):
             return _error(400, "wait: expected seconds, as in ?wait=20")
-        try:
-            return self._many(request) if not name else self._one(request, name)
-        except StoreUnavailable:
-            return _error(503, _AWAY, **{"Retry-After": "3"})
+        return self._many(request) if not name else self._one(request, name)
 
     def _one(self, request: Request, name: str) -> Answer:
         id = name.lower()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Entry = dict[str, Any]
 
+#: In seconds; datetime ends with the year 9999.
+_END_OF_TIME = 250_000_000_000
 #: Seconds after which a progress entry in memcached is forgotten by itself.
 _EXPIRES = 24 * 3600
 #: Seconds that one call to memcached may take: a job's, and a reader's.
@@ -292,16 +294,36 @@ def sink(settings: dict[str, Any]) -> ProgressFiles | _Memcached:
 
 
 def entry_of(data: bytes | None) -> Entry | None:
-    """Read an entry; None for what is none."""
+    """Read an entry; None for what is none. Whoever reaches memcached may have written it: no field is of another kind."""
     try:
         entry = json.loads(data) if data else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(entry, dict) or not _is_sound(entry):
+        return None
+    try:
+        json.dumps(entry.get("detail"), allow_nan=False)  # Python reads NaN, and what is sent on must be JSON
+    except (ValueError, RecursionError):
+        entry["detail"] = {}
+    return entry
+
+
+def _is_sound(entry: Entry) -> bool:
     return (
-        entry
-        if isinstance(entry, dict) and isinstance(entry.get("fraction", ""), int | float | None)
-        else None
+        "fraction" in entry
+        and _is_number(entry["fraction"], 1)
+        and isinstance(entry.get("message"), str | None)
+        and isinstance(entry.get("detail", {}), dict)
+        and type(entry.get("attempt", 1)) is int
+        and isinstance(entry.get("started_at"), str | None)
+        and _is_number(entry.get("updated_at"), _END_OF_TIME)
+        and _is_number(entry.get("eta_seconds"), _END_OF_TIME)
     )
+
+
+def _is_number(value: object, most: float) -> bool:
+    # written so that NaN is none
+    return value is None or (type(value) in (int, float) and 0 <= value <= most)  # type: ignore[operator]
 
 
 class Reader:

@@ -76,6 +76,9 @@ class SQLite(Database):
         if (found.st_dev, found.st_ino) != self.identity:
             raise StoreError(f"{self.path} was replaced by another file while it was open", replaced=True)
 
+    def is_missing(self) -> bool:
+        return self.identity is None and not os.path.exists(self.path)
+
     def close(self) -> None:
         super().close()
         self.identity = None

@@ -87,7 +87,7 @@ class Watcher:
 
     def _is_doubtful(self, id: str, entry: Entry, now: float, wall: float) -> bool:
         updated = entry.get("updated_at")
-        if isinstance(updated, int | float) and abs(wall - updated) < _FRESH:
+        if updated is not None and abs(wall - updated) < _FRESH:
             return False
         return now >= self._confirmed.get((id, entry.get("attempt", 0)), 0.0)
 
@@ -143,7 +143,7 @@ def _of_entry(id: str, entry: Entry) -> View:
         "position": None,
         "due_at": None,
         "started_at": _utc(entry.get("started_at")),
-        "updated_at": _iso(clock.from_wall(updated)) if isinstance(updated, int | float) else None,
+        "updated_at": _iso(clock.from_wall(updated)) if updated is not None else None,
         "eta_seconds": entry.get("eta_seconds"),
     }
 
@@ -171,7 +171,7 @@ def _of_row(row: Standing) -> View:
 def _utc(text: object) -> str | None:
     try:
         return _iso(datetime.fromisoformat(str(text)).astimezone(UTC)) if text else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

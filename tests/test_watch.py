@@ -247,6 +247,62 @@ def test_an_old_entry_is_believed_only_while_the_row_says_so(runner, statements)
     assert runner.progress(id)["fraction"] is None
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"attempt": [1]},
+        {"attempt": True},
+        {"updated_at": "now"},
+        {"updated_at": 10**400},
+        {"updated_at": 1e300},
+        {"fraction": "half"},
+        {"fraction": float("nan")},
+        {"fraction": 60},
+        {"message": {"a": 1}},
+        {"detail": [1]},
+        {"started_at": 5},
+        {"eta_seconds": float("inf")},
+        {"eta_seconds": [3]},
+    ],
+)
+def test_what_is_no_entry_is_none(runner, facts):
+    """Whoever reaches memcached may write there."""
+    (id,) = put(runner.store)
+    claim_one(runner.store)
+    say(runner, id, **facts)
+    view = runner.progress(id)
+    assert (view["state"], view["fraction"], view["message"], view["attempt"]) == ("busy", None, None, 1)
+    json.dumps(view, allow_nan=False)
+
+
+@pytest.mark.parametrize("detail", ['{"a": NaN}', '{"a": 1e999}', "{" * 9000])
+def test_a_detail_that_is_no_json_is_not_passed_on(runner, detail):
+    (id,) = put(runner.store)
+    claim_one(runner.store)
+    there = sink(place(runner.settings))
+    now = time.time()
+    text = f'{{"fraction": 0.5, "started_at": "0001-01-01T00:00:00+09:00", "updated_at": {now}, "detail": {detail}}}'
+    assert there.put(id, text.encode())
+    there.close()
+    view = runner.progress(id)
+    assert (view["fraction"], view["detail"], view["started_at"]) in (
+        (0.5, {}, None),
+        (None, {}, view["started_at"]),
+    )
+    json.dumps(view, allow_nan=False)
+
+
+def test_a_look_makes_no_database(tmp_path):
+    runner = Runner(f"sqlite:///{tmp_path}/none.db", runtime_dir=str(tmp_path / "run"))
+    assert runner.progress(new_id()) is None
+    assert runner.watcher.look([new_id(), new_id()]) == {}
+    assert runner.store.file("x" * 43) is None
+    assert not (tmp_path / "none.db").exists()
+    (id,) = put(runner.store, now=None)
+    assert set(runner.watcher.look([id])) == {id}
+    runner.close()
+
+
 @pytest.mark.postgresql
 def test_with_the_database_away_progress_is_still_shown(postgresql_database, tmp_path, postgres):
     runner = Runner(postgresql_database, runtime_dir=str(tmp_path / "run"), store_timeout=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 import time
@@ -315,6 +316,27 @@ def test_with_the_database_away(postgresql_database, tmp_path, postgres: Postgre
     assert "database" in body(response, 503)["error"]
     assert response.headers["Retry-After"] == "3"
     site.runner.close()
+
+
+def test_with_a_database_that_is_broken_users_are_told_nothing_of_it(tmp_path):
+    (tmp_path / "jobs.db").write_bytes(b"no database at all" * 1000)
+    runner = Runner(f"sqlite:///{tmp_path}/jobs.db", runtime_dir=str(tmp_path / "run"))
+    client = Client(progress_app(runner, cors="*"), Response)
+    for path in (f"/{new_id()}", f"/?ids={new_id()}", "/x", "/files/" + "a" * 43 + "/name"):
+        told = io.StringIO()
+        answer = client.get(path, errors_stream=told, headers={"Origin": "https://shop.example"})
+        assert body(answer, 503) == {"error": "the database does not answer, try again later"}
+        assert (answer.headers["Retry-After"], answer.headers["Access-Control-Allow-Origin"]) == ("3", "*")
+        assert "jobs.db: file is not a database" in told.getvalue(), "who runs the site is told"
+    runner.close()
+
+
+def test_a_question_makes_no_database(tmp_path):
+    runner = Runner(f"sqlite:///{tmp_path}/none.db", runtime_dir=str(tmp_path / "run"))
+    client = Client(progress_app(runner), Response)
+    assert body(client.get(f"/{new_id()}"), 404) == NO_JOB
+    assert body(client.get("/files/" + "a" * 43 + "/name"), 404) == {"error": "there is no such file"}
+    assert list(tmp_path.glob("none.db*")) == []
 
 
 # --------------------------------------------------------------------------- long polls
