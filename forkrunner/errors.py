@@ -15,6 +15,7 @@ ForkrunnerError
 ├── HandoverError                                 a supervisor cannot take over from the one before it
 ├── MailError                                     mail could not be sent now; later it may
 │   └── MailRefused                               … and another try would be refused alike
+│       └── MailTooLarge       .limit             … but not a smaller mail
 ├── WaitTimeout            .id .state             Job.wait(timeout=…) ran out
 └── StoreError                                    the database said no
     ├── StoreUnavailable       .busy              away, silent, locked: the same call may work later
@@ -96,6 +97,13 @@ class MailError(ForkrunnerError):
 
 class MailRefused(MailError):
     """The mail server will not take this mail."""
+
+
+class MailTooLarge(MailRefused):
+    """The mail is larger than the mail server takes."""
+
+    #: Bytes, where the server says it.
+    limit: int | None = None
 
 
 class WaitTimeout(ForkrunnerError):

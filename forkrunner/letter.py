@@ -237,11 +237,11 @@ def gather(runner: Runner, store: Store, mails: Sequence[Mail], *, insist: bool 
     if attempt is not None:
         _tell_attempt(facts, attempt)
     if mail.kind != "success":
-        _attach_files(facts, runner, store, insist)
+        room = _attach_files(facts, runner, store, insist)
         whole = store.output(mail.job_id, mail.attempt) or (attempt.output_tail if attempt else None)
         if whole:
             where = f"`{_command(runner, 'log', mail)}` shows it"
-            _attach_log(facts, scrub(whole, secrets), runner.settings.mail_attachments, where)
+            _attach_log(facts, scrub(whole, secrets), room, where)
     return facts
 
 
@@ -376,8 +376,8 @@ def _link(base: str | None, job: str) -> str:
     return base.replace("{id}", job) if "{id}" in base else f"{base.rstrip('/')}/{job}"
 
 
-def _attach_files(facts: Facts, runner: Runner, store: Store, insist: bool) -> None:
-    """Attach what the job was given, as far as there is room; the rest is named, with its place."""
+def _attach_files(facts: Facts, runner: Runner, store: Store, insist: bool) -> int:
+    """Attach what the job was given, as far as there is room; the rest is named, with its place. Return the room left."""
     room = runner.settings.mail_attachments
     for file in store.files(facts.job):
         if not file.place.startswith("arguments."):
@@ -399,6 +399,7 @@ def _attach_files(facts: Facts, runner: Runner, store: Store, insist: bool) -> N
             where = f"the storage does not answer: {one_line(error)}"
         room -= len(data or b"")
         facts.attachments.append(Attachment(name, file.size, data, where, file.sha256))
+    return room
 
 
 def _attach_log(facts: Facts, text: str, room: int, where: str) -> None:
@@ -411,10 +412,45 @@ def _attach_log(facts: Facts, text: str, room: int, where: str) -> None:
             name,
             len(packed),
             packed if fits else None,
-            "" if fits else where,
+            where,
             hashlib.sha256(packed).hexdigest(),
         )
     )
+
+
+def lighten(facts: Facts, size: int, limit: int | None) -> Facts | None:
+    """Return what is left to try with a server for which a mail of `size` bytes was too large; None: it was the least.
+
+    First its largest files stay behind, as many as there must, or all if nobody knows the limit; then all but what happened
+    to which job, since one argument of many can be long.
+    """
+    attached = sorted(
+        (one for one in facts.attachments if one.data is not None), key=lambda one: one.size, reverse=True
+    )
+    note = "The mail server did not take it all" + (
+        "" if limit is None else f": it takes {show_bytes(limit)} at most"
+    )
+    notes = [*facts.notes, note] if note not in facts.notes else facts.notes
+    if attached:
+        excess = float("inf") if limit is None else size - limit
+        left_out = []
+        for one in attached:
+            if excess > 0:
+                left_out.append(one)
+                excess -= _encoded(one.size)
+        rest = [replace(one, data=None) if one in left_out else one for one in facts.attachments]
+        return replace(facts, attachments=rest, notes=notes)
+    least = Facts(facts.kind, facts.id, facts.thread)
+    for name in ("task", "title", "reason", "outcome", "job", "attempt", "state", "link", "command", "count"):
+        setattr(least, name, getattr(facts, name))
+    least.first_at, least.last_at, least.last_job = facts.first_at, facts.last_at, facts.last_job
+    least.notes = notes
+    return None if least == facts else least
+
+
+def _encoded(size: int) -> int:
+    """Return how long so many bytes are in base64, at least."""
+    return size * 4 // 3
 
 
 # --------------------------------------------------------------------------- writing

@@ -19,15 +19,19 @@ from email.message import EmailMessage
 from typing import TYPE_CHECKING, Any
 
 from forkrunner import process
-from forkrunner.errors import MailError, MailRefused
+from forkrunner.errors import MailError, MailRefused, MailTooLarge
 from forkrunner.letter import POLICY, bare_address
 from forkrunner.mailurl import Way, way
+from forkrunner.units import show_bytes
 
 if TYPE_CHECKING:
     from forkrunner.config import Settings
 
 #: After the data a server may have much to do: RFC 5321 gives it ten minutes, and who hangs up sooner sends twice.
 _PATIENCE = 5
+#: 552 is no more than that some store is full, and servers word it in their own ways; whoever takes one of these for a size
+#: in error sends once more, which costs little.
+_TOO_LARGE = re.compile(r"\b(552|5\.3\.4|5\.2\.3)\b|\btoo (large|big|long)\b|\bsize\b", re.IGNORECASE)
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Sent:
     taken: list[str] = field(default_factory=list)
     #: Recipient → why not, and whether another try would be refused alike.
     refused: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    #: Those of the refused for whom it is too large.
+    too_large: list[str] = field(default_factory=list)
 
 
 def send(
@@ -54,6 +60,7 @@ def send(
     Raises:
         MailError: nobody has it, and it may be tried again.
         MailRefused: nobody has it, and another try would be refused alike.
+        MailTooLarge: nobody has it, and a smaller one may be taken.
     """
     if settings.mail_url is None:
         raise MailError("mail_url is not set: there is no way for mail to leave")
@@ -97,8 +104,11 @@ def _bytes(message: EmailMessage, international: bool) -> bytes:
 
 def _refusal(where: str, code: int, text: Any) -> MailError:
     words = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-    kind = MailRefused if 500 <= code < 600 else MailError
-    return kind(f"{where} said {code} {' '.join(words.split())[:300]}")
+    said = f"{code} {' '.join(words.split())[:300]}"
+    kind = MailError
+    if 500 <= code < 600:
+        kind = MailTooLarge if _TOO_LARGE.search(said) else MailRefused
+    return kind(f"{where} said {said}")
 
 
 # --------------------------------------------------------------------------- SMTP and LMTP
@@ -175,6 +185,13 @@ def _context(there: Way) -> ssl.SSLContext:
 def _begin(server: smtplib.SMTP, sender: str, options: Sequence[str], where: str, size: int) -> None:
     words = list(options)
     if server.has_extn("size"):
+        # 0 and nothing: it has a limit and does not say which
+        limit = server.esmtp_features["size"].strip()
+        if limit.isdecimal() and 0 < int(limit) < size:
+            raise MailTooLarge(
+                f"{where} takes {show_bytes(int(limit))} at most, and the mail has {show_bytes(size)}",
+                limit=int(limit),
+            )
         words.append(f"SIZE={size}")
     code, text = server.mail(sender, words)
     if code != 250:
@@ -197,11 +214,12 @@ def _all_at_once(
         if code in (250, 251):
             sent.taken.append(one)
         else:
-            sent.refused[one] = _why(code, text)
+            _refuse(sent, one, code, text)
     if not sent.taken:
         words = "; ".join(f"<{envelope[one]}>: {why}" for one, (why, _) in sent.refused.items())
         for_good = all(permanent for _, permanent in sent.refused.values())
-        raise (MailRefused if for_good else MailError)(f"{where} refuses the recipients: {words}")
+        kind = MailTooLarge if sent.too_large else MailRefused if for_good else MailError
+        raise kind(f"{where} refuses the recipients: {words}")
     _data(server, data, last)
     code, text = server.getreply()
     if code != 250:
@@ -230,15 +248,17 @@ def _one_by_one(
         if code in (250, 251):
             sent.taken.append(one)
         else:
-            sent.refused[one] = _why(code, text)
+            _refuse(sent, one, code, text)
         if server.sock is not None:
             server.sock.settimeout(server.timeout)
     return sent
 
 
-def _why(code: int, text: bytes) -> tuple[str, bool]:
+def _refuse(sent: Sent, one: str, code: int, text: bytes) -> None:
     refusal = _refusal("it", code, text)
-    return str(refusal), isinstance(refusal, MailRefused)
+    sent.refused[one] = str(refusal), isinstance(refusal, MailRefused)
+    if isinstance(refusal, MailTooLarge):
+        sent.too_large.append(one)
 
 
 def _data(server: smtplib.SMTP, data: bytes, last: float) -> None:
@@ -269,6 +289,8 @@ def _to_sendmail(data: bytes, there: Way, sender: str, envelope: dict[str, str],
         how = f"exit status {status}" if status > 0 else f"signal {-status}"
         # EX_USAGE, EX_DATAERR, EX_NOUSER: of the mail; all else may be mended
         kind = MailRefused if status in (65, 67) else MailError
+        if _TOO_LARGE.search(words):
+            kind = MailTooLarge
         raise kind(f"{there} ended with {how}: {words}")
     return Sent(list(envelope))
 

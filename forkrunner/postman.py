@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from forkrunner.config import Settings
+    from forkrunner.letter import Facts
     from forkrunner.mail import Sent
     from forkrunner.records import Mail
     from forkrunner.runner import Runner
@@ -49,7 +51,7 @@ def deliver(runner: Runner, id: str) -> None:
     """
     import json
 
-    from forkrunner import clock, letter, mail
+    from forkrunner import clock, letter
     from forkrunner.errors import MailError
 
     settings, store = runner.settings, runner.store
@@ -67,8 +69,8 @@ def deliver(runner: Runner, id: str) -> None:
     try:
         if settings.mail_url is None:
             raise MailError("mail_url is not set: there is no way for mail to leave")
-        message = letter.write(letter.gather(runner, store, rows, insist=age < _INSIST), settings, to)
-        sent = mail.send(message, left, settings)
+        facts = letter.gather(runner, store, rows, insist=age < _INSIST)
+        sent = _hand_over(facts, settings, to, left)
     except MailRefused:
         raise
     except MailError as error:
@@ -80,6 +82,38 @@ def deliver(runner: Runner, id: str) -> None:
         words = "; ".join(f"{one}: {why}" for one, (why, _) in sent.refused.items())
         for_good = late or all(permanent for _, permanent in sent.refused.values())
         raise (MailRefused if for_good else MailError)(f"not delivered to {words}")
+
+
+def _hand_over(facts: Facts, settings: Settings, to: list[str], left: list[str]) -> Sent:
+    """Send it, and less of it to those for whom it is too large, until they have it or there is nothing left to leave out.
+
+    Raises MailError: nobody has it.
+    """
+    from forkrunner import letter, mail
+    from forkrunner.errors import MailError, MailTooLarge
+
+    sent = mail.Sent()
+    while True:
+        message, limit = letter.write(facts, settings, to), None
+        try:
+            found = mail.send(message, left, settings)
+        except MailTooLarge as error:
+            limit = error.limit
+            found = mail.Sent([], dict.fromkeys(left, (str(error), True)), left)
+        except MailError as error:
+            if not sent.taken:
+                raise
+            # the first ones have it, and that is to be written down
+            found = mail.Sent([], dict.fromkeys(left, (str(error), isinstance(error, MailRefused))))
+        sent.taken += found.taken
+        sent.refused |= found.refused
+        left = found.too_large
+        less = letter.lighten(facts, len(bytes(message)), limit) if left else None
+        if less is None:
+            return sent
+        facts = less
+        for one in left:
+            del sent.refused[one]
 
 
 def _note(store: Store, first: Mail, done: list[str], left: list[str], sent: Sent) -> None:

@@ -14,6 +14,9 @@ others, it does:
     vanish          takes it, and closes the connection before it says so
     hang            never answers the data
     slow SECONDS    takes that long to say yes
+    small BYTES     552 to the data if there are more, which it did not say before
+
+The port `small` says in its greeting that it takes 100,000 bytes at most.
 """
 
 from __future__ import annotations
@@ -74,6 +77,8 @@ class Handler:
         self.note("data", word)
         if word in ("no-data", "later-data"):
             return "554 5.7.1 not that one" if word == "no-data" else "451 4.3.0 later perhaps"
+        if word == "small" and len(envelope.original_content or b"") > int(more[0]):
+            return "552 5.2.3 your message exceeds what we take"
         if word == "hang":
             await asyncio.sleep(3600)
         if word == "slow":
@@ -161,12 +166,16 @@ async def main(folder: Path) -> None:
     def old() -> Server:
         return Server(handler, hostname="mail.test", enable_SMTPUTF8=False, loop=loop)
 
+    def small() -> Server:
+        return Server(handler, hostname="mail.test", data_size_limit=100_000, enable_SMTPUTF8=True, loop=loop)
+
     ports = {}
     for name, factory, context in (
         ("plain", plain, None),
         ("starttls", secure, None),
         ("tls", implicit, tls),
         ("old", old, None),
+        ("small", small, None),
     ):
         wanted = json.loads((folder / "wanted").read_text()).get(name, 0)
         server = await loop.create_server(factory, "127.0.0.1", wanted, ssl=context)

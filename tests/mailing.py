@@ -151,6 +151,10 @@ class MailServer:
         return f"smtp://127.0.0.1:{self.ports['old']}?tls=off"
 
     @property
+    def small(self) -> str:
+        return f"smtp://127.0.0.1:{self.ports['small']}?tls=off"
+
+    @property
     def events(self) -> list[str]:
         path = self.folder / "events"
         return path.read_text().splitlines() if path.exists() else []

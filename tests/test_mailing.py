@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -246,6 +247,64 @@ def test_what_no_server_will_take_is_on_record_and_can_be_sent_again(light: Bed,
     assert "550 5.1.1" in status["mail"]["error"]
     light.cli.run("mail", "jobs:runner", "--again")
     mail_server.wait(1)
+    all_sent(light)
+    light.stop(process)
+
+
+def test_what_is_too_large_for_a_server_is_sent_without_its_files(light: Bed, mail_server: MailServer):
+    """By the size that the server says, or by its refusal; of two files the larger stays behind, if that is enough."""
+    light.cli.env |= {
+        "FORKRUNNER_MAIL_URL": mail_server.small,
+        "FORKRUNNER_STORAGE": str(light.folder / "storage"),
+        "FORKRUNNER_MAIL_INTERVAL": "0",
+    }
+    (light.folder / "large").write_bytes(os.urandom(80_000))
+    process = light.start(**FAST)
+
+    def enqueue(note: str = "", name: str = "large") -> str:
+        words = ["jobs:runner", "convert", "--file", f"source={name}", json.dumps({"note": note})]
+        return light.cli.run("enqueue", *words).stdout.split()[0]
+
+    enqueue()
+    (taken,) = mail_server.wait(1)
+    (log,) = taken.files
+    assert log.endswith(".log.gz")
+    assert re.search(r"large: 80.0 kB, not attached: it lies in \S+storage", taken.text)
+    assert "it takes 100.0 kB at most" in taken.text
+    # it says so only when it has it all
+    light.stop(process)
+    light.cli.env["FORKRUNNER_MAIL_URL"] = mail_server.url
+    mail_server.behave("small 50000")
+    process = light.start(**FAST)
+    enqueue()
+    taken = mail_server.wait(2)[1]
+    assert taken.files == {}
+    assert "not attached: it lies in" in taken.text
+    assert "log.gz" in taken.text
+    mail_server.behave("small 9000")
+    job = enqueue("y" * 3000)
+    taken = mail_server.wait(3)[2]
+    assert "Arguments" not in taken.text
+    assert f"forkrunner replay jobs:runner {job}" in taken.text
+    assert "ValueError" in taken.subject
+    mail_server.behave("small 10")
+    enqueue()
+    process.wait_log("the mail .* is undeliverable: .* 552 5.2.3 your message exceeds")
+    mail_server.behave("ok")
+    light.cli.run("mail", "jobs:runner", "--again")
+    assert sorted(mail_server.wait(4)[3].files) != []
+    all_sent(light)
+    light.stop(process)
+
+
+def test_the_log_and_the_files_share_one_cap(light: Bed, mail_server: MailServer):
+    light.cli.env["FORKRUNNER_STORAGE"] = str(light.folder / "storage")
+    (light.folder / "nearly").write_bytes(os.urandom(49_990))
+    process = light.start(mail_attachments=50_000, **FAST)
+    light.cli.run("enqueue", "jobs:runner", "convert", "--file", "source=nearly")
+    (taken,) = mail_server.wait(1)
+    assert list(taken.files) == ["nearly"]
+    assert re.search(r"log.gz: \d+ B, not attached: `forkrunner log jobs:runner \S+` shows it", taken.text)
     all_sent(light)
     light.stop(process)
 
