@@ -1,8 +1,8 @@
 """What is not shown of a job: the one place that decides, for the command line, mails and errors.
 
 Hidden are values whose names sound like secrets (the setting `secret_names`), at any depth; every `Secret`; passwords in
-URLs. The texts of Secrets, and longer ones that are secret by name, are taken out of tracebacks and output as well. The
-rows hold all of it in clear.
+URLs. The same texts, unless they are very short, are taken out of tracebacks and output as well. The rows hold all of it
+in clear.
 
 Pure. Molds import it, so it is thin.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 
-from forkrunner.units import mask
+from forkrunner.units import mask, passwords
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,9 +29,10 @@ MARK = "forkrunner.secret"
 
 #: A URL and nothing else: prose with a colon and an @ somewhere in it is left alone.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
-#: Characters of a Secret, and of what is secret by its name alone, that is looked for in other texts: shorter ones would
-#: be found where they are not meant.
-_SHORTEST, _SHORTEST_BY_NAME = 4, 8
+#: Characters of a Secret, and of what is secret by its name or place alone, that is looked for in other texts: shorter ones
+#: would be found where they are not meant. So would parts of words: what is shorter than `_LONG`, or a number, is a word.
+_SHORTEST, _SHORTEST_BY_NAME, _LONG = 3, 4, 8
+_NUMBER = re.compile(r"-?[0-9.]+(e[+-]?[0-9]+)?")
 #: What is nested deeper is no JSON of ours.
 _DEEPEST = 200
 
@@ -128,7 +129,10 @@ def _fields(value: object) -> dict[str, Any]:
 
 
 def secrets_in(text: str, names: Collection[str] = ()) -> list[str]:
-    """Return the secret texts in JSON text of a row, the longest first: of Secrets, and of what has one of these names."""
+    """Return the secret texts in JSON text of a row, the longest first.
+
+    Of Secrets, of what has one of these names, numbers too, and passwords in URLs.
+    """
     found: set[str] = set()
 
     def walk(value: Any, secret: bool) -> None:
@@ -142,8 +146,11 @@ def secrets_in(text: str, names: Collection[str] = ()) -> list[str]:
         elif isinstance(value, list):
             for item in value:
                 walk(item, secret)
-        elif secret and isinstance(value, str) and len(value) >= _SHORTEST_BY_NAME:
-            found.add(value)
+        elif isinstance(value, str):
+            texts = [value] if secret else passwords(value) if _URL.fullmatch(value) else ()
+            found.update(one for one in texts if len(one) >= _SHORTEST_BY_NAME)
+        elif secret and type(value) in (int, float) and len(str(value)) >= _SHORTEST_BY_NAME:
+            found.add(str(value))
 
     read = _read(text)
     if read is not None:
@@ -152,10 +159,16 @@ def secrets_in(text: str, names: Collection[str] = ()) -> list[str]:
 
 
 def scrub(text: str, secrets: Collection[str]) -> str:
-    """Return text without these texts, as they are and as `repr` writes them."""
+    """Return text without these texts, as they are and as `repr` and JSON write them."""
     for secret in secrets:
-        text = text.replace(secret, HIDDEN)
-        text = text.replace(repr(secret)[1:-1], HIDDEN)
+        # not a set, whose order is another in each process
+        for form in dict.fromkeys((secret, repr(secret)[1:-1], json.dumps(secret)[1:-1])):
+            if len(secret) >= _LONG and not _NUMBER.fullmatch(secret):
+                text = text.replace(form, HIDDEN)
+            elif form in text:
+                before = r"(?<!\w)" if form[0].isalnum() else ""
+                after = r"(?!\w)" if form[-1].isalnum() else ""
+                text = re.sub(f"{before}{re.escape(form)}{after}", HIDDEN, text)
     return text
 
 

@@ -102,12 +102,28 @@ def breach(name: str, limits: dict[str, Any], what: str) -> str:
 _PASSWORD = re.compile(r"(://[^:/?#@]*:).*@", re.DOTALL)
 _PASSWORD_IN_NO_URL = re.compile(r"(:).*@", re.DOTALL)
 _PARAMETER = re.compile(r"([?&;][^=&;]*(?:passw|secret|token)[^=&;]*=)[^&;#]*", re.IGNORECASE)
+# The same, with what is hidden as the group; two expressions may overlap, and each has its part
+_PASSWORD_OF = re.compile(r"://[^:/?#@]*:(.*)@", re.DOTALL)
+_PARAMETER_OF = re.compile(r"[?&;][^=&;]*(?:passw|secret|token)[^=&;]*=([^&;#]*)", re.IGNORECASE)
 
 
 def mask(url: str) -> str:
     """Return a URL, or what should have been one, as it may be shown: passwords in it become `***`."""
     password = _PASSWORD if "://" in url else _PASSWORD_IN_NO_URL
     return _PARAMETER.sub(r"\1***", password.sub(r"\1***@", url))
+
+
+def passwords(url: str) -> list[str]:
+    """Return what `mask` takes out of a URL, as it stands there and as it is meant."""
+    found = []
+    if match := _PASSWORD_OF.search(url):
+        found.append(match[1])
+    found += (match[1] for match in _PARAMETER_OF.finditer(url))
+    if any("%" in one for one in found):
+        from urllib.parse import unquote
+
+        found += [unquote(one) for one in found]
+    return found
 
 
 def brief(value: object) -> str:

@@ -22,7 +22,7 @@ from tests.support import Cli, wait_until
 APP = """
 import os, signal, time
 from pathlib import Path
-from forkrunner import InputFile, Runner, UserError
+from forkrunner import InputFile, Runner, Secret, UserError
 
 runner = Runner()
 
@@ -38,6 +38,11 @@ def other(n: int = 0):
 @runner.task
 def same(n: int = 0):
     raise ValueError(f"number {n}")
+
+@runner.task
+def login(password: str, pin_token: int, opts: dict, s: Secret):
+    print(password, pin_token, opts, s.reveal())
+    raise ValueError(f"bad {password} {pin_token} {opts} {s.reveal()}")
 
 @runner.task
 def nothing():
@@ -293,6 +298,23 @@ def test_what_is_too_large_for_a_server_is_sent_without_its_files(light: Bed, ma
     mail_server.behave("ok")
     light.cli.run("mail", "jobs:runner", "--again")
     assert sorted(mail_server.wait(4)[3].files) != []
+    all_sent(light)
+    light.stop(process)
+
+
+def test_no_secret_of_the_arguments_is_in_a_mail(light: Bed, mail_server: MailServer):
+    """Short ones, numbers and passwords in URLs, in the subject, the words, the page and the log."""
+    process = light.start(**FAST)
+    opts = {"url": "postgres://u:pgpassword99@h/db"}
+    light.put(
+        "login", {"password": "hunter2", "pin_token": 4711, "opts": opts, "s": {"forkrunner.secret": "abc"}}
+    )
+    (taken,) = mail_server.wait(1)
+    assert taken.subject.startswith(
+        "login failed: ValueError: bad *** *** {'url': 'postgres://u:***@h/db'} ***"
+    )
+    shown = taken.subject + taken.text + taken.html + taken.log
+    assert re.findall(r"hunter2|pgpassword99|4711|\babc\b", shown) == []
     all_sent(light)
     light.stop(process)
 

@@ -87,7 +87,7 @@ def test_the_names_are_a_setting() -> None:
 
 def test_a_row_is_concealed_with_all_its_texts() -> None:
     now = datetime.now(UTC)
-    text = f"connect({HUNTER!r}) failed: {HUNTER} and long-enough and short"
+    text = f"connect({HUNTER!r}) failed: {HUNTER} and long-enough and a short shortage"
     attempt = Attempt(
         "1", 1, Outcome.RAISED, error_message=text, traceback=text, stacks=text, output_tail=text + "\n"
     )
@@ -97,14 +97,14 @@ def test_a_row_is_concealed_with_all_its_texts() -> None:
         text, None, 1, 1, 0, None, None, None, None, None, json.dumps([{"forkrunner.secret": "x"}]), (attempt,),
     )  # fmt: skip
     shown = conceal(row)
-    clean = "connect('***') failed: *** and *** and short"
+    clean = "connect('***') failed: *** and *** and a *** shortage"
     assert json.loads(shown.arguments) == {"pw": "***", "api_key": "***", "key": "***", "n": 1}
     assert (shown.result, shown.cursor, shown.error) == ('{"token": "***"}', '["***"]', clean)
     (one,) = shown.attempts
     assert (one.error_message, one.traceback, one.stacks) == (clean, clean, clean)
     assert one.output_tail == clean + "\n"
     assert row.attempts[0].error_message == text
-    assert conceal(row, ()).error == clean.replace("and *** and", "and long-enough and")
+    assert conceal(row, ()).error == clean.replace("and *** and a ***", "and long-enough and a short")
 
 
 def test_scrub_finds_a_secret_also_as_repr_writes_it() -> None:
@@ -113,7 +113,32 @@ def test_scrub_finds_a_secret_also_as_repr_writes_it() -> None:
     assert secrets_in(text) == [secret]
     assert scrub(f"got {secret!r} and {secret}", secrets_in(text)) == "got '***' and ***"
     # too short to be looked for
-    assert secrets_in('{"a":{"forkrunner.secret":"abc"},"token":"1234567"}', SECRET_NAMES) == []
+    assert secrets_in('{"a":{"forkrunner.secret":"ab"},"token":"123","pass":12}', SECRET_NAMES) == []
+    assert scrub(f"{json.dumps(secret)} {json.dumps('ünter')}", [secret, "ünter"]) == '"***" "***"'
+
+
+def test_short_secrets_numbers_and_passwords_in_urls_are_found_as_words() -> None:
+    arguments = {
+        "password": "hunter2",
+        "opts": {"url": "postgres://u:pgpass%4099@h/db", "other": "https://h/?secret_token=abcd&x=1"},
+        "s": {"forkrunner.secret": "abc"},
+        "pin_token": 4711,
+        "api_key": 1234567890,
+        "plain": 98765,
+        "prose": "see http://x: mail me@example.org",
+    }
+    secrets = secrets_in(json.dumps(arguments), SECRET_NAMES)
+    assert secrets == sorted(secrets, key=len, reverse=True)
+    assert set(secrets) == {"hunter2", "pgpass%4099", "pgpass@99", "abcd", "abc", "4711", "1234567890"}
+    shown = scrub(
+        "bad hunter2 {'url': 'postgres://u:pgpass%4099@h/db'} pgpass@99, 'abc' (abcd) 4711 1234567890",
+        secrets,
+    )
+    assert shown == "bad *** {'url': 'postgres://u:***@h/db'} ***, '***' (***) *** ***"
+    # not in the middle of something else
+    plain = "hunter21 abcde xabc 47110 0x4711 12345678901 98765"
+    assert scrub(plain, secrets) == plain
+    assert secrets_in(json.dumps(arguments)) == ["pgpass%4099", "pgpass@99", "abcd", "abc"]
 
 
 # ---------------------------------------------------------------------------------- Secret

@@ -83,6 +83,10 @@ def fail(how: str, seconds: float = 1000.0) -> object:
     return how
 
 @runner.task
+def open_door(password: str, pin_token: int) -> None:
+    raise ValueError(f"bad {password} {pin_token}")
+
+@runner.task
 def hold(path: str) -> str:
     print("holds", os.getpid(), os.getppid(), flush=True)
     try:
@@ -293,6 +297,15 @@ def test_what_cannot_be_run_again_says_why(local: Bed) -> None:
     assert dump(bed) == before
     (bed.folder / "jobs.py").write_text(NO_LONGER)
     assert "importing it raised RuntimeError: never imported" in replay(bed, misfit, status=2).stderr
+
+
+def test_what_it_says_of_the_ending_has_no_secrets(local: Bed) -> None:
+    id = local.put("open_door", {"password": "hunter2", "pin_token": 4711})
+    for more in ((), ("--here",)):
+        found = replay(local, id, *more, status=1)
+        assert "raised ValueError: bad *** ***" in found.stderr
+        assert "hunter2" not in found.stderr
+        assert "4711" not in found.stderr
 
 
 def test_here_is_this_process(local: Bed) -> None:

@@ -71,6 +71,7 @@ def replay(
     Exit status: 0 it returned; 1 it raised; 2 it could not be run; 3 it exited; 4 timed out; 5 over its limit of memory or
     CPU time; 6 it left at a safe point; 128 and the number of the signal that ended it, 130 for Ctrl-C.
     """
+    from forkrunner.redaction import secrets_in
     from forkrunner.replaying import Part
     from forkrunner.replaying import replay as run
 
@@ -108,7 +109,8 @@ def replay(
     try:
         before = _introduce(as_shown(settings, False)(row), task, attempt)
         ended = run(runner, part, _Screen())
-        _tell(ended, before, settings, inputs, pdb=pdb, keep=keep)
+        secrets = secrets_in(row.arguments, settings.secret_names)
+        _tell(ended, before, settings, inputs, secrets, pdb=pdb, keep=keep)
         return ended.status
     finally:
         if keep:
@@ -157,16 +159,26 @@ def _introduce(row: Row, task: str, number: int) -> Attempt | None:
 
 
 def _tell(
-    ended: Ended, before: Attempt | None, settings: Settings, inputs: Sequence[File], *, pdb: bool, keep: bool
+    ended: Ended,
+    before: Attempt | None,
+    settings: Settings,
+    inputs: Sequence[File],
+    secrets: Sequence[str],
+    *,
+    pdb: bool,
+    keep: bool,
 ) -> None:
-    """Say how it ended."""
+    """Say how it ended, without these secrets."""
     from forkrunner.job import Outcome
     from forkrunner.records import Attempt
-    from forkrunner.redaction import redact_text
+    from forkrunner.redaction import redact_text, scrub
     from forkrunner.terminal import clean_lines, short
     from forkrunner.wording import duration, outcome_sentence
 
-    facts = ended.facts
+    facts = dict(ended.facts)
+    for name in ("error_message", "traceback", "stacks"):
+        if facts.get(name):
+            facts[name] = scrub(facts[name], secrets)
     if ended.not_ready:
         hint = ""
         if inputs:
