@@ -52,6 +52,8 @@ class InputFile(PosixPath):
     _shown: str = ""
     _data: bytes | None = None
     _stream: Readable | None = None
+    #: Where the stream began; None: it was not read yet, or cannot go back.
+    _start: int | None = None
 
     forkrunner_file = "InputFile"
 
@@ -84,7 +86,8 @@ class InputFile(PosixPath):
     def from_stream(cls, stream: Readable, *, name: str) -> Self:
         """Take what a binary stream has from where it stands, of whatever length: an upload, say.
 
-        It is read when the job is made, once and in pieces, and is not closed.
+        It is read when the job is made, in pieces, and is not closed. What could not be stored is read again at the next call,
+        from where it began; a stream that cannot go back is refused then.
         """
         if not hasattr(stream, "read") or isinstance(stream.read(0), str):
             raise TypeError(f"from_stream: expected a stream of bytes, got {type(stream).__name__}")
@@ -139,10 +142,28 @@ class InputFile(PosixPath):
 
             yield io.BytesIO(self._data)
         elif self._stream is not None:
-            yield cast("IO[bytes]", self._stream)
+            yield self._from_its_start(self._stream)
         else:
             with open_steady(super().__str__()) as stream:
                 yield stream
+
+    def _from_its_start(self, stream: Readable) -> IO[bytes]:
+        """Return the stream as it was first met: what a call that failed has left of it must not pass for all."""
+        if isinstance(stream, _Once):
+            if stream.begun:
+                raise FileError(
+                    "it was read before, and is a stream that cannot go back; make a new InputFile of it"
+                )
+        elif self._start is not None:
+            try:
+                cast("IO[bytes]", stream).seek(self._start)
+            except (OSError, ValueError) as error:
+                raise FileError(f"it was read before, and its stream does not go back: {error}") from error
+        elif (start := _position(stream)) is None:
+            self._stream = stream = _Once(stream)
+        else:
+            self._start = start
+        return cast("IO[bytes]", stream)
 
     # what is derived from it, its folder say, is a plain path
 
@@ -157,6 +178,27 @@ class InputFile(PosixPath):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PosixPath, (os.fspath(self),)
+
+
+class _Once:
+    """A stream that cannot go back, and whether anything of it was read."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self.begun = False
+
+    def read(self, size: int = -1, /) -> bytes:
+        self.begun = True
+        return self._stream.read(size)
+
+
+def _position(stream: Any) -> int | None:
+    """Return where a stream stands, None if it cannot be brought back there."""
+    try:
+        position = stream.tell() if stream.seekable() else None
+    except (AttributeError, OSError, ValueError):
+        return None
+    return position if isinstance(position, int) else None
 
 
 class Kept:

@@ -356,6 +356,50 @@ class Broken(io.RawIOBase):
         return len(piece)
 
 
+def test_a_stream_is_stored_whole_or_not_at_all_also_at_a_second_try(plain: Runner):
+    """What the first call has left of it is not the file: too large, an error in the middle, a stream that cannot go back."""
+    take = plain.tasks["take"]
+    stream = io.BytesIO(b"-" * 7 + bytes(1_500_000))
+    stream.read(7)
+    large = InputFile.from_stream(stream, name="large")
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match="large: it has more than the 1MiB of file_limit"):
+            take.enqueue(large)
+
+    class Breaking(io.BytesIO):
+        broken = True
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.broken and self.tell() > 0:
+                raise OSError("the client has gone")
+            return super().read(size)
+
+    stream = Breaking(b"x" * 1_000_000)
+    breaking = InputFile.from_stream(stream, name="x")
+    with pytest.raises(OSError, match="the client has gone"):
+        take.enqueue(breaking)
+    stream.broken = False
+    job = take.enqueue(breaking)
+    assert job.files[0].size == 1_000_000
+
+    class Pipe:
+        def __init__(self) -> None:
+            self.left = b"x" * 500
+
+        def read(self, size: int = -1, /) -> bytes:
+            if size and len(self.left) < 500:
+                raise OSError("the pipe broke")
+            piece, self.left = self.left[:size][:300], self.left[len(self.left[:size][:300]) :]
+            return piece
+
+    once = InputFile.from_stream(Pipe(), name="pipe")
+    with pytest.raises(OSError, match="the pipe broke"):
+        take.enqueue(once)
+    with pytest.raises(ArgumentError, match="pipe: it was read before, and is a stream that cannot go back"):
+        take.enqueue(once)
+    assert len(plain.list()) == 1
+
+
 def test_a_file_that_is_changed_while_it_is_read_is_refused(plain: Runner, tmp_path: Path):
     path = tmp_path / "growing"
     path.write_bytes(bytes(3 * 2**18))
