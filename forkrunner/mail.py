@@ -2,7 +2,8 @@
 
 The only file that knows smtplib. Nothing is retried here: an error says whether another try may do better. A server has
 taken a mail when its answer to the data was yes; whatever happens before that may be done again, and if the connection
-breaks between its yes and our ears it is sent again, with the same Message-ID.
+breaks between its yes and our ears it is sent again, with the same Message-ID. So a yes is told at once, before anything else
+is said to the server.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import smtplib
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: After the data a server may have much to do: RFC 5321 gives it ten minutes, and who hangs up sooner sends twice.
 _PATIENCE = 5
+#: So long a server may take to say goodbye, which changes nothing any more, seconds.
+_GOODBYE = 2.0
 #: 552 is no more than that some store is full, and servers word it in their own ways; whoever takes one of these for a size
 #: in error sends once more, which costs little.
 _TOO_LARGE = re.compile(r"\b(552|5\.3\.4|5\.2\.3)\b|\btoo (large|big|long)\b|\bsize\b", re.IGNORECASE)
@@ -52,10 +55,12 @@ def send(
     *,
     timeout: float | None = None,
     patience: float = _PATIENCE,
+    note: Callable[[Sent], None] = lambda sent: None,
 ) -> Sent:
     """Hand a mail to the server of the settings, for these recipients.
 
-    `timeout` for each answer, seconds, instead of `mail_timeout`; `patience` times that for the last one.
+    `timeout` for each answer, seconds, instead of `mail_timeout`; `patience` times that for the last one. `note` is called
+    with each yes, as soon as it is heard: by LMTP there may be several.
 
     Raises:
         MailError: nobody has it, and it may be tried again.
@@ -71,18 +76,18 @@ def send(
     envelope = {one: bare_address(one) for one in to}
     try:
         if there.kind == "file":
-            return _to_folder(message, there, to)
+            return _noted(_to_folder(message, there, to), note)
         international = not (sender + "".join(envelope.values())).isascii()
         data = _bytes(message, international)
         if there.kind == "sendmail":
-            return _to_sendmail(data, there, sender, envelope, last)
+            return _noted(_to_sendmail(data, there, sender, envelope, last), note)
         with _connect(there, timeout) as server:
             if international and not server.has_extn("smtputf8"):
                 raise MailRefused(f"{there} does not know SMTPUTF8, which an address outside of ASCII needs")
             options = ["SMTPUTF8", "BODY=8BITMIME"] if international else []
             if there.kind == "lmtp":
-                return _one_by_one(server, data, sender, envelope, last, options)
-            return _all_at_once(server, data, sender, envelope, last, options)
+                return _one_by_one(server, data, sender, envelope, last, options, note)
+            return _noted(_all_at_once(server, data, sender, envelope, last, options), note)
     except MailError:
         raise
     except smtplib.SMTPResponseException as error:
@@ -96,6 +101,11 @@ def send(
     except (OSError, smtplib.SMTPException) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise MailError(f"{there}: {why}") from error
+
+
+def _noted(sent: Sent, note: Callable[[Sent], None]) -> Sent:
+    note(sent)
+    return sent
 
 
 def _bytes(message: EmailMessage, international: bool) -> bytes:
@@ -166,6 +176,8 @@ def _connect(there: Way, timeout: float) -> Iterator[smtplib.SMTP]:
                 raise MailError(f"{refusal} (user {there.user})") from error
         yield server
         with contextlib.suppress(OSError, smtplib.SMTPException):
+            if server.sock is not None:
+                server.sock.settimeout(min(timeout, _GOODBYE))
             server.quit()
     finally:
         server.close()
@@ -234,19 +246,29 @@ def _one_by_one(
     envelope: dict[str, str],
     last: float,
     options: Sequence[str],
+    note: Callable[[Sent], None],
 ) -> Sent:
     """By LMTP, where the mail has an answer for each recipient: each gets it alone."""
-    sent = Sent()
+    sent, where = Sent(), str(way_of(server))
     for one, bare in envelope.items():
-        _begin(server, sender, options, str(way_of(server)), len(data))
-        code, text = server.rcpt(bare)
-        if code in (250, 251):
-            _data(server, data, last)
-            code, text = server.getreply()
-        else:
-            server.rset()
+        try:
+            _begin(server, sender, options, where, len(data))
+            code, text = server.rcpt(bare)
+            if code in (250, 251):
+                _data(server, data, last)
+                code, text = server.getreply()
+            else:
+                server.rset()
+        except (MailError, OSError, smtplib.SMTPException) as error:
+            if not sent.taken:
+                raise
+            # some have it: what has become of the others is no reason to send it to them again
+            for left in envelope.keys() - {*sent.taken, *sent.refused}:
+                sent.refused[left] = f"{where}: {error}", isinstance(error, MailRefused)
+            return sent
         if code in (250, 251):
             sent.taken.append(one)
+            note(sent)
         else:
             _refuse(sent, one, code, text)
         if server.sock is not None:

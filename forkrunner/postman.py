@@ -1,7 +1,7 @@
 """The task that sends a mail. Runs in a child like any other task; the mold only holds the function.
 
 One mail, from the tables to a server: seal it (from then on it tells of the same for ever), read what it tells of, put it
-in words (`letter.py`), hand it over (`mail.py`), and write down at once who has it. Whatever ends this process, another
+in words (`letter.py`), hand it over (`mail.py`), which tells at once who has it, so that it is written down. Whatever ends this process, another
 attempt goes on: whom a server has taken it for is not sent it again. Only where the process dies between the server's
 yes and our note of it, a mail arrives twice, with the same Message-ID.
 """
@@ -16,7 +16,7 @@ from forkrunner.tasks import Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from forkrunner.config import Settings
@@ -70,23 +70,31 @@ def deliver(runner: Runner, id: str) -> None:
         if settings.mail_url is None:
             raise MailError("mail_url is not set: there is no way for mail to leave")
         facts = letter.gather(runner, store, rows, insist=age < _INSIST)
-        sent = _hand_over(facts, settings, to, left)
+        sent = _hand_over(
+            facts,
+            settings,
+            to,
+            left,
+            lambda taken: _note(store, first, done + taken, len(taken) == len(left)),
+        )
     except MailRefused:
         raise
     except MailError as error:
         if late:
             raise MailRefused(f"{error}; given up after {settings.mail_patience:g} s") from error
         raise
-    _note(store, first, done + sent.taken, left, sent)
     if sent.refused:
         words = "; ".join(f"{one}: {why}" for one, (why, _) in sent.refused.items())
         for_good = late or all(permanent for _, permanent in sent.refused.values())
         raise (MailRefused if for_good else MailError)(f"not delivered to {words}")
 
 
-def _hand_over(facts: Facts, settings: Settings, to: list[str], left: list[str]) -> Sent:
+def _hand_over(
+    facts: Facts, settings: Settings, to: list[str], left: list[str], note: Callable[[list[str]], None]
+) -> Sent:
     """Send it, and less of it to those for whom it is too large, until they have it or there is nothing left to leave out.
 
+    `note` gets all who have it, as soon as one more has.
     Raises MailError: nobody has it.
     """
     from forkrunner import letter, mail
@@ -96,14 +104,13 @@ def _hand_over(facts: Facts, settings: Settings, to: list[str], left: list[str])
     while True:
         message, limit = letter.write(facts, settings, to), None
         try:
-            found = mail.send(message, left, settings)
+            found = mail.send(message, left, settings, note=lambda now: note(sent.taken + now.taken))
         except MailTooLarge as error:
             limit = error.limit
             found = mail.Sent([], dict.fromkeys(left, (str(error), True)), left)
         except MailError as error:
             if not sent.taken:
                 raise
-            # the first ones have it, and that is to be written down
             found = mail.Sent([], dict.fromkeys(left, (str(error), isinstance(error, MailRefused))))
         sent.taken += found.taken
         sent.refused |= found.refused
@@ -116,17 +123,17 @@ def _hand_over(facts: Facts, settings: Settings, to: list[str], left: list[str])
             del sent.refused[one]
 
 
-def _note(store: Store, first: Mail, done: list[str], left: list[str], sent: Sent) -> None:
+def _note(store: Store, first: Mail, done: list[str], all: bool) -> None:
     """Write down who has it; a database that is away is waited for, because the mail must not be sent twice."""
     from forkrunner.database import pause
     from forkrunner.errors import StoreUnavailable
 
     for _ in range(100):
         try:
-            store.outbox.delivered(first.id, done, all=not sent.refused)
+            store.outbox.delivered(first.id, done, all=all)
             return
         except StoreUnavailable:
             # the supervisor keeps the ending of this attempt, which says the same, until the database is back
-            if not sent.refused:
+            if all:
                 return
             pause(0.5)

@@ -14,6 +14,7 @@ others, it does:
     vanish          takes it, and closes the connection before it says so
     hang            never answers the data
     slow SECONDS    takes that long to say yes
+    deaf            takes it, says so, and does not answer QUIT
     small BYTES     552 to the data if there are more, which it did not say before
 
 The port `small` says in its greeting that it takes 100,000 bytes at most.
@@ -29,6 +30,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from aiosmtpd.lmtp import LMTP
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 
 USER, PASSWORD = b"jobs", b"pa:ss/w@rd"
@@ -41,6 +43,7 @@ class Handler:
         self.folder = folder
         self.number = 0
         self.taken = 0
+        self.deaf = False
 
     def note(self, *words: object) -> None:
         with open(self.folder / "events", "a") as file:
@@ -75,6 +78,7 @@ class Handler:
         word, *more = self.behaviour()
         self.number += 1
         self.note("data", word)
+        self.deaf = word == "deaf"
         if word in ("no-data", "later-data"):
             return "554 5.7.1 not that one" if word == "no-data" else "451 4.3.0 later perhaps"
         if word == "small" and len(envelope.original_content or b"") > int(more[0]):
@@ -119,6 +123,17 @@ class Server(SMTP):
             cut(self)
             return
         await super().smtp_DATA(arg)
+
+    async def smtp_QUIT(self, arg: str) -> None:
+        handler: Handler = self.event_handler
+        if handler.deaf:
+            handler.note("quit")
+            await asyncio.sleep(3600)
+        await super().smtp_QUIT(arg)
+
+
+class Local(LMTP, Server):
+    """The same by LMTP, with an answer for each recipient."""
 
 
 def cut(server: SMTP) -> None:
@@ -176,6 +191,7 @@ async def main(folder: Path) -> None:
         ("tls", implicit, tls),
         ("old", old, None),
         ("small", small, None),
+        ("lmtp", lambda: Local(handler, hostname="mail.test", loop=loop), None),
     ):
         wanted = json.loads((folder / "wanted").read_text()).get(name, 0)
         server = await loop.create_server(factory, "127.0.0.1", wanted, ssl=context)

@@ -155,6 +155,10 @@ class MailServer:
         return f"smtp://127.0.0.1:{self.ports['small']}?tls=off"
 
     @property
+    def lmtp(self) -> str:
+        return f"lmtp://127.0.0.1:{self.ports['lmtp']}?tls=off"
+
+    @property
     def events(self) -> list[str]:
         path = self.folder / "events"
         return path.read_text().splitlines() if path.exists() else []

@@ -406,6 +406,41 @@ def test_killed_at_any_step_one_mail_arrives(bed: Bed, mail_server: MailServer, 
     bed.stop(process)
 
 
+def test_a_server_that_does_not_say_goodbye_has_it_once(light: Bed, mail_server: MailServer):
+    """Whoever is killed then, and whoever is not is not kept by it."""
+    mail_server.behave("deaf")
+    process = light.start(mail_timeout=20, mail_retry=0.1)
+    light.put("same")
+    mail_server.wait_event("quit")
+    kill(process, "mail")
+    all_sent(light)
+    light.put("other")
+    mail_server.wait_event("quit", 2)
+    wait_until(lambda: [row.state for row in mail_jobs(light)] == [State.DONE] * 2, 10)
+    assert len({mail.id for mail in mail_server.mails}) == len(mail_server.mails) == 2
+    light.stop(process)
+
+
+def test_by_lmtp_who_has_it_does_not_get_it_again_for_the_others(light: Bed, mail_server: MailServer):
+    """Each recipient has an answer of its own; the connection breaks at the second, then at nobody."""
+    light.cli.env |= {
+        "FORKRUNNER_MAIL_TO": "ops@example.org, dev@example.org, boss@example.org",
+        "FORKRUNNER_MAIL_URL": mail_server.lmtp,
+    }
+    mail_server.behave("ok", "drop", "ok")
+    process = light.start(**FAST)
+    light.put("same")
+    mail_server.wait(3)
+    all_sent(light)
+    assert [mail.facts["to"] for mail in mail_server.mails] == [
+        ["ops@example.org"],
+        ["dev@example.org"],
+        ["boss@example.org"],
+    ]
+    assert len({mail.id for mail in mail_server.mails}) == 1
+    light.stop(process)
+
+
 def test_a_mail_of_a_dead_supervisor_is_sent_by_another(bed: Bed, mail_server: MailServer):
     """Killed right after the ending was written, before it looked for mail."""
     bed.cli.env["FORKRUNNER_MAIL_URL"] = "smtp://127.0.0.1:1"
