@@ -238,14 +238,17 @@ class Keeper:
             variables = hello.get("variables")
         except (ValueError, KeyError, TypeError):
             return  # another release's, which will speak to its own keeper when this one is gone
-        # uWSGI's master keeps its pid when it becomes itself anew
-        again = who in self.servers.clients and server not in self.wants
-        # of a pool in which each is a program of its own: FastCGI, Passenger
-        pooled = not again and master is None and self.servers.has_lone()
+        before = self.servers.server_of(who, master)
         is_new = server not in self.wants
-        if again:
-            self.servers.renamed(who, server)
-        elif not self.servers.add(who, master, server, daemon_until):
+        # uWSGI's master keeps its pid when it becomes itself anew: it is the same web server, of new code
+        anew = is_new and before is not None
+        # of a pool in which each is a program of its own: FastCGI, Passenger
+        pooled = before is None and master is None and self.servers.has_lone()
+        if anew and before is not None:
+            self.servers.rename(before, server)
+            self.wants[server] = self.wants.pop(before)
+            self.owner, is_new = server if self.owner == before else self.owner, False
+        if not self.servers.add(who, master, server, daemon_until) and not anew:
             return
         self.stop_at = self.idle_at = FOREVER
         if is_new:
@@ -259,7 +262,7 @@ class Keeper:
         changed = command != self.command or not self.supervisor
         if not self.servers.has(self.owner) or (server == self.owner and changed):
             self.adopt(server, now)
-        elif command == self.command and is_new and not pooled:
+        elif command == self.command and (anew or (is_new and not pooled)):
             self.why, self.renew_at = "a web server has started", min(self.renew_at, now + _GATHER)
         elif command == self.command:  # a worker: of new code, if the files say so
             self.renew_at = min(self.renew_at, now + _GATHER)

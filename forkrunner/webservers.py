@@ -73,9 +73,20 @@ class Servers:
         self.clients[who] = Client(master, server, daemon_until)
         return True
 
-    def renamed(self, who: Who, server: str) -> None:
-        """Take note that a process has become another server: a master that starts itself anew keeps its pid."""
-        self.clients[who].server = server
+    def server_of(self, who: Who, master: Who | None) -> str | None:
+        """Return the server that a process, or its master, is known to belong to; None: neither is known."""
+        if who in self.clients:
+            return self.clients[who].server
+        return self.masters.get(master) if master is not None else None
+
+    def rename(self, old: str, new: str) -> None:
+        """Take note that a server has become another program: its processes are the new one's."""
+        for client in self.clients.values():
+            if client.server == old:
+                client.server = new
+        for master, server in self.masters.items():
+            if server == old:
+                self.masters[master] = new
 
     def bury(self, ready: set[int], now: float) -> bool:
         """Forget those that have ended; False if there is none."""
