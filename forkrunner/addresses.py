@@ -23,9 +23,34 @@ def split(text: str) -> tuple[str, str]:
     text = text.strip()
     named = _NAMED.fullmatch(text)
     name, bare = (named[1].strip(), named[2].strip()) if named else ("", text)
-    if not _BARE.fullmatch(bare) or not (name + bare).isprintable():
+    if not _BARE.fullmatch(bare) or not (name + bare).isprintable() or not _exists(bare.rpartition("@")[2]):
         raise ValueError(f"expected {EXPECTED}, got {text[:100]!r}")
     return name, bare
+
+
+def _exists(domain: str) -> bool:
+    try:
+        ascii_host(domain)
+    except ValueError:
+        return False
+    return True
+
+
+def ascii_host(name: str) -> str:
+    """Return the name of a host or a domain as DNS knows it.
+
+    Raises ValueError: there can be none of this name.
+    """
+    # by hand where that is enough: the codec loads tables, which a mold does not need
+    if not name.isascii():
+        found = name.encode("idna").decode("ascii")
+        # some characters become an @ or a slash there
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", found):
+            raise ValueError(name)
+        name = found
+    if not all(0 < len(label) < 64 for label in name.removesuffix(".").split(".")):
+        raise ValueError(name)
+    return name
 
 
 def address(text: str) -> str:

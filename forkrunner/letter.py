@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from forkrunner import __version__, clock, frames
-from forkrunner.addresses import split
+from forkrunner.addresses import ascii_host, split
 from forkrunner.errors import FileMissing, JobNotFound, MailError, StorageError
 from forkrunner.job import Outcome, State
 from forkrunner.records import Attempt, Mail
@@ -495,7 +495,7 @@ def write(facts: Facts, settings: Settings, to: Sequence[str]) -> EmailMessage:
     message = EmailMessage(policy=POLICY)
     sender = settings.mail_from or default_sender()
     message["From"] = _address(sender)
-    message["To"] = [_address(one) for one in to]
+    message["To"] = [_address(one) for one in to if is_address(one)]
     # whoever reads it would decode what a job has written as an encoded word
     message["Subject"] = one_line(subject, _SUBJECT).replace("=?", "= ?")
     message["Date"] = format_datetime(clock.utc())
@@ -527,8 +527,16 @@ def _address(text: str) -> Address:
     name, bare = split(text)
     local, _, domain = bare.rpartition("@")
     # a domain has a form in ASCII; what stands before it has not, and then the server has to know SMTPUTF8
-    with_ascii = domain if domain.isascii() else domain.encode("idna").decode("ascii")
-    return Address(name, local, with_ascii)
+    return Address(name, local, ascii_host(domain))
+
+
+def is_address(text: str) -> bool:
+    """Say whether mail can go there: a row may have one that no setting would take now."""
+    try:
+        _address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def bare_address(text: str) -> str:

@@ -20,8 +20,9 @@ from email.message import EmailMessage
 from typing import TYPE_CHECKING, Any
 
 from forkrunner import process
+from forkrunner.addresses import EXPECTED
 from forkrunner.errors import MailError, MailRefused, MailTooLarge
-from forkrunner.letter import POLICY, bare_address
+from forkrunner.letter import POLICY, bare_address, is_address
 from forkrunner.mailurl import Way, way
 from forkrunner.units import show_bytes
 
@@ -73,10 +74,27 @@ def send(
     timeout = settings.mail_timeout if timeout is None else timeout
     last = timeout * patience
     sender = bare_address(settings.mail_bounces) if settings.mail_bounces else ""
-    envelope = {one: bare_address(one) for one in to}
+    envelope = {one: bare_address(one) for one in to if is_address(one)}
+    if not envelope:
+        raise MailRefused(f"expected {EXPECTED}, got {', '.join(to)[:300]!r}")
+    sent = _send(message, envelope, sender, there, timeout, last, note)
+    # the others do not wait for somebody to mend it
+    sent.refused |= {one: (f"expected {EXPECTED}", True) for one in to if one not in envelope}
+    return sent
+
+
+def _send(
+    message: EmailMessage,
+    envelope: dict[str, str],
+    sender: str,
+    there: Way,
+    timeout: float,
+    last: float,
+    note: Callable[[Sent], None],
+) -> Sent:
     try:
         if there.kind == "file":
-            return _noted(_to_folder(message, there, to), note)
+            return _noted(_to_folder(message, there, [*envelope]), note)
         international = not (sender + "".join(envelope.values())).isascii()
         data = _bytes(message, international)
         if there.kind == "sendmail":
@@ -98,7 +116,7 @@ def send(
         raise MailError(
             f"{there}: no trusted connection: {getattr(error, 'verify_message', '') or error}"
         ) from error
-    except (OSError, smtplib.SMTPException) as error:
+    except (OSError, ValueError, smtplib.SMTPException) as error:  # UnicodeError too
         why = getattr(error, "strerror", None) or str(error)
         raise MailError(f"{there}: {why}") from error
 

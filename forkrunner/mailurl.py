@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from .addresses import ascii_host
+
 EXPECTED = "smtp://USER:PASSWORD@HOST:587, smtps://…, lmtp://…, smtp:///SOCKET, sendmail: or file:FOLDER"
 #: Of a connection by smtp: or lmtp:. `try`: encrypted if the server offers it, whoever it says it is; `require`: encrypted,
 #: by a server that proves its name; `unverified`: encrypted, whoever it is; `off`: never.
@@ -53,6 +55,11 @@ def way(url: str) -> Way:
     host, socket = parts.hostname or "", path if path.strip("/") else ""
     if bool(host) == bool(socket) or (socket and kind == "smtps") or not (host + socket).isprintable():
         raise ValueError(f"expected {EXPECTED}")
+    if host and ":" not in host:  # which is one of IPv6
+        try:
+            ascii_host(host)
+        except ValueError:
+            raise ValueError(f"expected {EXPECTED}") from None
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     # a password is never sent where others can read it, unless that is asked for
     tls = options.get("tls", "require" if kind == "smtps" or (user and host) else "off" if socket else "try")

@@ -79,10 +79,14 @@ def deliver(runner: Runner, id: str) -> None:
         )
     except MailRefused:
         raise
-    except MailError as error:
+    except Exception as error:
+        # whatever it is, it is not tried for ever
+        words = str(error) if isinstance(error, MailError) else f"{type(error).__name__}: {error}"
         if late:
-            raise MailRefused(f"{error}; given up after {settings.mail_patience:g} s") from error
-        raise
+            raise MailRefused(f"{words}; given up after {settings.mail_patience:g} s") from error
+        if isinstance(error, MailError):
+            raise
+        raise MailError(words) from error
     if sent.refused:
         words = "; ".join(f"{one}: {why}" for one, (why, _) in sent.refused.items())
         for_good = late or all(permanent for _, permanent in sent.refused.values())

@@ -321,6 +321,17 @@ def test_one_recipient_that_is_refused_does_not_keep_it_from_the_others(ok):
     assert ok.wait()[0].facts["to"] == sent.taken
 
 
+def test_an_address_where_no_mail_can_go_does_not_keep_it_from_the_others(ok):
+    """A setting refuses it, but a row from before may have it."""
+    there, to = of(ok.url), ["ops@example.org", "ü@ex..ämple.org"]
+    sent = mail.send(letter.write(facts(), there, to), to, there)
+    assert sent.taken == ["ops@example.org"]
+    assert sent.refused["ü@ex..ämple.org"][1], "for good"
+    assert str(ok.wait()[0].message["To"]) == "ops@example.org"
+    with pytest.raises(MailRefused, match="expected addresses such as"):
+        mail.send(letter.write(facts(), there, to), to[1:], there)
+
+
 def test_by_a_unix_socket(ok):
     assert deliver(ok, facts(), url=f"smtp://{ok.folder}/socket").facts["to"] == ["ops@example.org"]
 

@@ -8,11 +8,14 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forkrunner import Runner, clock, letter, postman
+from forkrunner.errors import MailError, MailRefused
 from forkrunner.internal import MAIL
 from forkrunner.job import State
 from tests.mailing import MailServer
@@ -458,6 +461,29 @@ def test_a_mail_of_a_dead_supervisor_is_sent_by_another(bed: Bed, mail_server: M
     all_sent(bed)
     assert len(mail_server.mails) == 1
     bed.stop(process)
+
+
+def test_no_error_is_tried_for_ever(light: Bed, monkeypatch: pytest.MonkeyPatch):
+    """One that nobody has thought of, too."""
+    light.cli.env["FORKRUNNER_MAIL_URL"] = "smtp://127.0.0.1:1"
+    process = light.start(**FAST)
+    light.put("same")
+    wait_until(lambda: any(row.error for row in mail_jobs(light)), LONG)
+    light.stop(process)
+
+    def fail(*args: object, **more: object) -> None:
+        raise RuntimeError("nobody has thought of it")
+
+    monkeypatch.setattr(letter, "gather", fail)
+    monkeypatch.setattr(clock, "utc", lambda: datetime.now(UTC) + timedelta(minutes=1))
+    (row,) = mail_jobs(light)
+    for patience, kind in (("5d", MailError), ("1s", MailRefused)):
+        code = {"mail_url": "smtp://127.0.0.1:1", "mail_to": "ops@example.org", "mail_patience": patience}
+        runner = Runner(light.database, **code)
+        with pytest.raises(MailError, match="RuntimeError: nobody has thought of it") as caught:
+            postman.deliver(runner, row.id)
+        assert type(caught.value) is kind
+        runner.close()
 
 
 def test_nobody_to_tell_no_mail_job(light: Bed):

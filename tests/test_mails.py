@@ -238,6 +238,12 @@ def test_addresses(text, found):
         "Ops\u202e <a@b.org>",
         "a@b.org;c@d.org",
         "\0@b.org",
+        "ü@ex..ämple.org",
+        "a@b..org",
+        "a@.b.org",
+        f"a@{'b' * 64}.org",
+        f"a@{'ü' * 64}.org",
+        "a@exä\uff20mple.org",
     ],
 )
 def test_no_addresses(text):
@@ -264,6 +270,8 @@ def test_an_address_is_one_line_and_one_address(text):
         ("smtp://u:p@h", mailurl.Way("smtp", "h", 587, user="u", password="p", tls="require")),
         ("smtp://u%40x:p%3A%2F@h", mailurl.Way("smtp", "h", 587, user="u@x", password="p:/", tls="require")),
         ("smtps://h?ca=/ca.pem", mailurl.Way("smtps", "h", 465, tls="require", ca="/ca.pem")),
+        ("smtp://exämple.org.", mailurl.Way("smtp", "exämple.org.", 25)),
+        ("smtp://[::1]:26", mailurl.Way("smtp", "::1", 26)),
         ("lmtp:///run/lmtp", mailurl.Way("lmtp", path="/run/lmtp", tls="off")),
         ("sendmail:", mailurl.Way("sendmail", path="/usr/sbin/sendmail")),
         ("sendmail:/opt/msmtp", mailurl.Way("sendmail", path="/opt/msmtp")),
@@ -294,6 +302,9 @@ def test_ways(url, found):
         "file:",
         "file://host/x",
         "smtp://h\n",
+        "smtp://a..b",
+        "smtps://ä..b",
+        f"lmtp://{'b' * 64}",
     ],
 )
 def test_no_ways(url):
