@@ -73,6 +73,8 @@ class Attachment:
     where: str = ""
     #: Hexadecimal.
     sha256: str = ""
+    #: Of the task, where it was given: `source`, `sources[1]`; empty for the log.
+    parameter: str = ""
 
     @property
     def words(self) -> str:
@@ -382,7 +384,7 @@ def _attach_files(facts: Facts, runner: Runner, store: Store, insist: bool) -> i
     for file in store.files(facts.job):
         if not file.place.startswith("arguments."):
             continue
-        name = file_name(file.name)
+        name = _free_name(file_name(file.name), facts)
         data, where = None, ""
         try:
             where = f"it lies in {one_line(runner.storage.place(file.sha256))}"
@@ -398,14 +400,27 @@ def _attach_files(facts: Facts, runner: Runner, store: Store, insist: bool) -> i
                 raise MailError(f"a file of the job is not to be had: {error}") from error
             where = f"the storage does not answer: {one_line(error)}"
         room -= len(data or b"")
-        facts.attachments.append(Attachment(name, file.size, data, where, file.sha256))
+        facts.attachments.append(
+            Attachment(name, file.size, data, where, file.sha256, file.place.removeprefix("arguments."))
+        )
     return room
+
+
+def _free_name(name: str, facts: Facts) -> str:
+    """Return a name that no other file of the mail has, also where capitals do not count."""
+    taken = {one.name.casefold() for one in facts.attachments}
+    stem, suffix = os.path.splitext(name)
+    number, free = 1, name
+    while free.casefold() in taken:
+        number += 1
+        free = f"{stem}-{number}{suffix}"
+    return free
 
 
 def _attach_log(facts: Facts, text: str, room: int, where: str) -> None:
     data = text.encode("utf-8", "backslashreplace")
     packed = gzip.compress(data, mtime=0)
-    name = file_name(f"{facts.task}-{facts.job[-12:]}-attempt-{facts.attempt}.log.gz")
+    name = _free_name(file_name(f"{facts.task}-{facts.job[-12:]}-attempt-{facts.attempt}.log.gz"), facts)
     fits = len(packed) <= room
     facts.attachments.append(
         Attachment(

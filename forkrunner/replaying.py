@@ -29,7 +29,7 @@ from .safety import Watch
 from .understudy import NotReady, ReplayFiles, Understudy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from .child import Message
     from .children import Child
@@ -65,7 +65,8 @@ class Part:
     file_limit: int
     exit_timeout: float
     allow_threads: bool
-    #: Parameter, or name, of an input file → path to take instead.
+    #: Place, name and hash of each input file; place → path to take instead.
+    inputs: Sequence[tuple[str, str, str]] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     pdb: bool = False
     #: No fork, for debuggers and profilers: without limits.
@@ -131,7 +132,7 @@ def replay(runner: Runner, part: Part, screen: Screen) -> Ended:
     task = runner.tasks[part.task]
     place.tasks = {part.task: Understudy(task, runner.url, part.folder, pdb=part.pdb)}
     place.result_limit, place.exit_timeout = part.result_limit, part.exit_timeout
-    place.files = ReplayFiles(lambda: runner.storage, part.file_limit, part.results, part.files)
+    place.files = ReplayFiles(lambda: runner.storage, part.file_limit, part.results, part.inputs, part.files)
     progress = os.path.join(part.folder, "progress")
     os.mkdir(progress, 0o700)
     current.place = {"url": None, "rate": 20.0, "folder": progress, "runtime": part.folder, "prefix": ""}

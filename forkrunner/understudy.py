@@ -18,7 +18,7 @@ from .session import Work  # before the fork: a task has not the time for it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
     from typing import Any
 
@@ -89,25 +89,41 @@ def _look_around(error: BaseException) -> None:
 class ReplayFiles(Files):
     """Files of a replay: those of the arguments from the storage or where somebody has them, results into a folder."""
 
-    __slots__ = ("_given", "_results")
+    __slots__ = ("_given", "_inputs", "_results")
 
     def __init__(
-        self, storage: Callable[[], Storage], limit: int, results: str, given: Mapping[str, str]
+        self,
+        storage: Callable[[], Storage],
+        limit: int,
+        results: str,
+        inputs: Iterable[tuple[str, str, str]],
+        given: Mapping[str, str],
     ) -> None:
-        """Prepare; `given`: the parameter of a file, or what its owner calls it → a path to take instead."""
+        """Prepare; `inputs`: place, name and hash of each file of the arguments; `given`: place → a path to take instead."""
         super().__init__(storage, limit)
         self._results = results
         self._given = given
+        #: Parameter, name and hash → its places, those that were not met yet.
+        self._inputs: dict[tuple[str, str, str], list[str]] = {}
+        for place, name, sha256 in inputs:
+            self._inputs.setdefault((place.partition("[")[0], name, sha256), []).append(place)
 
     def take(self, kind: Any, wire: Any) -> Any:
         """Return the file that a JSON stands for."""
         name = wire.get("name") if isinstance(wire, dict) else None
-        path = self._given.get(self._part.removeprefix("arguments.")) or self._given.get(str(name))
+        path = self._given.get(self._place_of(wire)) if self._given else None
         if path is None or name is None or self.folder is None or kind.forkrunner_file != "InputFile":
             return super().take(kind, wire)
         copy = os.path.join(self.folder, self._file_name(os.path.splitext(safe_name(str(name)))[1]))
         shutil.copyfile(path, copy)
         return kind.stored(wire.get("sha256"), os.path.getsize(copy), name, copy)
+
+    def _place_of(self, wire: Any) -> str:
+        """Return the place of a file among the rows, by what it is: alike ones are met in their order."""
+        if not isinstance(wire, dict):
+            return ""
+        places = self._inputs.get((self._part, str(wire.get("name")), str(wire.get("sha256"))), [""])
+        return places.pop(0) if len(places) > 1 else places[0]
 
     def put(self, file: Any) -> dict[str, Any]:
         """Leave an output file in the folder of the results; the report says where."""

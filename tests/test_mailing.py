@@ -48,6 +48,10 @@ def login(password: str, pin_token: int, opts: dict, s: Secret):
     raise ValueError(f"bad {password} {pin_token} {opts} {s.reveal()}")
 
 @runner.task
+def both(files: list[InputFile], other: InputFile):
+    raise ValueError("both")
+
+@runner.task
 def nothing():
     pass
 
@@ -320,6 +324,31 @@ def test_no_secret_of_the_arguments_is_in_a_mail(light: Bed, mail_server: MailSe
     )
     shown = taken.subject + taken.text + taken.html + taken.log
     assert re.findall(r"hunter2|pgpassword99|4711|\babc\b", shown) == []
+    all_sent(light)
+    light.stop(process)
+
+
+def test_files_of_one_name_can_be_told_apart(light: Bed, mail_server: MailServer):
+    light.cli.env["FORKRUNNER_STORAGE"] = str(light.folder / "storage")
+    process = light.start(**FAST)
+    enqueue = (
+        "from forkrunner import InputFile\nfrom jobs import both\n"
+        "one, two, three = (InputFile.from_bytes(text, name=name) for text, name in"
+        " ((b'1', 'shot.txt'), (b'2', 'SHOT.txt'), (b'3', 'shot.txt')))\n"
+        "both.enqueue([one, two], three)"
+    )
+    light.cli.run(python=["-c", enqueue])
+    (taken,) = mail_server.wait(1)
+    files = {name: data for name, data in taken.files.items() if not name.endswith(".gz")}
+    listed = dict(re.findall(r"^  (\S+) \((\S+)\): 1 B \(attached\)", taken.text, re.MULTILINE))
+    assert {place: files[name] for name, place in listed.items()} == {
+        "files[0]": b"1",
+        "files[1]": b"2",
+        "other": b"3",
+    }
+    for name, place in listed.items():
+        assert f"<strong>{name}</strong> ({place}), 1 B" in taken.html
+    assert len({name.lower() for name in files}) == 3
     all_sent(light)
     light.stop(process)
 

@@ -36,6 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from forkrunner import InputFile, OutputFile, Runner, Secret, UserError, current_job, progress, safe_point
@@ -81,6 +82,15 @@ def fail(how: str, seconds: float = 1000.0) -> object:
     if how == "stdin":
         return sys.stdin.read()
     return how
+
+@dataclass
+class Box:
+    file: InputFile
+    more: InputFile
+
+@runner.task
+def join(files: list[InputFile], box: Box) -> str:
+    return "+".join(file.read_text() for file in (*files, box.file, box.more))
 
 @runner.task
 def open_door(password: str, pin_token: int) -> None:
@@ -272,7 +282,7 @@ def test_what_cannot_be_run_again_says_why(local: Bed) -> None:
         ((misfit,), ["cannot be run again: fail(): argument 'how': expected str, got int 3"]),
         ((missing,), ["cannot be run again: fail(): there is no argument 'who'"]),
         ((broken,), ["cannot be run again: fail(): arguments: expected a JSON object"]),
-        ((gone,), ["cannot be run again", "its input files: shot ü.txt", "--file NAME=PATH"]),
+        ((gone,), ["cannot be run again", "its input files: source (shot ü.txt)", "--file NAME=PATH"]),
         ((gone, "--file", "other=jobs.py"), ["no input file 'other'; it has: source (shot ü.txt)"]),
         ((gone, "--file", "source=nowhere"), ["expected NAME=PATH of a file that is there"]),
         (("0199-none",), ["no job"]),
@@ -297,6 +307,37 @@ def test_what_cannot_be_run_again_says_why(local: Bed) -> None:
     assert dump(bed) == before
     (bed.folder / "jobs.py").write_text(NO_LONGER)
     assert "importing it raised RuntimeError: never imported" in replay(bed, misfit, status=2).stderr
+
+
+def test_files_of_one_name_are_told_apart_by_their_places(local: Bed) -> None:
+    bed = local
+    runner = Runner(bed.database, storage=str(bed.folder / "storage"))
+
+    @runner.task
+    def join(files: list[InputFile], box: dict[str, InputFile]) -> None: ...
+
+    # two are alike in all
+    one, two, three, four, five = (
+        InputFile.from_bytes(text, name="shot.txt") for text in b"a b b c d".split()
+    )
+    id = join.enqueue([one, two, three], {"file": four, "more": five}).id
+    runner.close()
+    for word in "ABCD":
+        (bed.folder / word).write_text(word)
+    cases = {
+        (): "a+b+b+c+d",
+        ("files[1]=A",): "a+A+b+c+d",
+        ("files[2]=A", "box[1]=B"): "a+b+A+c+B",
+        ("box[0]=C", "files[0]=D"): "D+b+b+C+d",
+    }
+    for given, joined in cases.items():
+        found = replay(bed, id, *(word for text in given for word in ("--file", text)), status=0)
+        assert f'result: "{joined}"' in found.stderr, given
+    for name in ("shot.txt", "files"):
+        found = replay(bed, id, "--file", f"{name}=A", status=2)
+        assert f"--file: '{name}' may be one of several input files" in found.stderr
+        assert "files[0] (shot.txt), files[1] (shot.txt), files[2] (shot.txt)" in found.stderr
+    assert "no input file 'files[3]'; it has: " in replay(bed, id, "--file", "files[3]=A", status=2).stderr
 
 
 def test_what_it_says_of_the_ending_has_no_secrets(local: Bed) -> None:

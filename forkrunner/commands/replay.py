@@ -50,7 +50,7 @@ _ADDRESS = re.compile(r"(0x|\.\.\.)x?[0-9a-f]+")
     "given",
     multiple=True,
     metavar="NAME=PATH",
-    help="Take this file for the parameter, or the input file, NAME: an attachment that was saved.",
+    help="Take this file for the parameter, as source or sources[1], or the input file, NAME: an attachment that was saved.",
 )
 @click.option("--task", "name", metavar="NAME", help="The task's name now, if it was renamed.")
 @flags("database")
@@ -102,6 +102,7 @@ def replay(
         file_limit=settings.file_limit,
         exit_timeout=settings.exit_timeout,
         allow_threads=settings.allow_threads,
+        inputs=[(file.place, file.name, file.sha256) for file in inputs],
         files=files,
         pdb=pdb,
         here=here,
@@ -124,22 +125,32 @@ def _say(words: str) -> None:
 
 
 def _overrides(given: Sequence[str], inputs: Sequence[File]) -> dict[str, str]:
-    """Read `--file NAME=PATH`; a name that no input file has would be passed over in silence."""
+    """Read `--file NAME=PATH`; a name that no input file has, or more than one, would be passed over in silence."""
     found = {}
-    known = {word for file in inputs for word in (file.name, _parameter(file))}
+    known: dict[str, list[File]] = {}
+    for file in inputs:
+        place = _place(file)
+        for word in {file.name, place, place.partition("[")[0]}:
+            known.setdefault(word, []).append(file)
     for text in given:
         name, equals, path = text.rpartition("=") if text.split("=")[0] not in known else text.partition("=")
         if not equals or not os.path.isfile(path):
             raise usage_error(f"--file: expected NAME=PATH of a file that is there, got {text!r}")
-        if name not in known:
-            names = ", ".join(f"{_parameter(file)} ({file.name})" for file in inputs) or "none"
-            raise usage_error(f"--file: the job has no input file {name!r}; it has: {names}")
-        found[name] = os.path.abspath(path)
+        meant = known.get(name, [])
+        if len(meant) != 1:
+            names = ", ".join(f"{_place(file)} ({file.name})" for file in meant or inputs) or "none"
+            raise usage_error(
+                f"--file: {name!r} may be one of several input files; take the first word of: {names}"
+                if meant
+                else f"--file: the job has no input file {name!r}; it has: {names}"
+            )
+        found[meant[0].place] = os.path.abspath(path)
     return found
 
 
-def _parameter(file: File) -> str:
-    return file.place.removeprefix("arguments.").partition("[")[0]
+def _place(file: File) -> str:
+    """Return where among the parameters a file stands: `source`, `sources[1]`."""
+    return file.place.removeprefix("arguments.")
 
 
 def _introduce(row: Row, task: str, number: int) -> Attempt | None:
@@ -182,7 +193,7 @@ def _tell(
     if ended.not_ready:
         hint = ""
         if inputs:
-            known = ", ".join(file.name for file in inputs)
+            known = ", ".join(f"{_place(file)} ({file.name})" for file in inputs)
             hint = f"; its input files: {known}; one that was saved from a mail: --file NAME=PATH"
         complain(f"it cannot be run again: {facts['error_message']}{hint}")
         return
