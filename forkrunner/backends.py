@@ -6,8 +6,10 @@ The only file that imports fsspec, and only for URLs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from typing import IO, Any, Protocol
 
@@ -28,6 +30,7 @@ class Backend(Protocol):
     def remove(self, name: str) -> None: ...
     def list(self, folder: str) -> Iterator[Entry]: ...
     def place(self, name: str) -> str: ...
+    def try_out(self) -> None: ...
 
 
 class Folder:
@@ -92,6 +95,18 @@ class Folder:
     def place(self, name: str) -> str:
         return self._at(name)
 
+    def try_out(self) -> None:
+        """See whether files could be kept; nothing is made, since somebody else may look than who will use it."""
+        path = self.path.rstrip("/") or "/"
+        if not os.path.lexists(path):
+            path = os.path.dirname(path) or "."
+            while path.startswith(data_folder().rpartition("/")[0]) and not os.path.exists(path):
+                path = os.path.dirname(path)
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
 
 class Remote:
     """Whatever fsspec reaches: s3://…, gs://…, sftp://…, ftp://… A name appears there when all of its content has."""
@@ -147,6 +162,10 @@ class Remote:
 
     def place(self, name: str) -> str:
         return f"{self.url}/{name}"
+
+    def try_out(self) -> None:
+        # of `exists` fsspec makes a no, whatever went wrong
+        next(self.list("incoming"), None)
 
 
 def _make_folder(path: str) -> None:

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from forkrunner.store import Store
 
 OURS = os.path.join(os.path.dirname(__file__), "templates")
+#: Those that are asked for; what else is in a folder is for them to include.
+NAMES = ("subject.txt", "mail.txt", "mail.html")
 #: What is told of a job that was pruned.
 _GONE = "(the job is not in the database any more)"
 #: Characters of a subject; of a value that stands on one line; of one argument; lines of output that are shown.
@@ -559,6 +561,34 @@ def bare_address(text: str) -> str:
     return _address(text).addr_spec
 
 
+def trouble(folder: str) -> list[str]:
+    """Say what is wrong with the templates in a folder: each that could not be used, in a sentence."""
+    if not folder:
+        return []
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        return [f"mail_templates: {folder}: {error.strerror or error}; mail is worded by forkrunner's own"]
+    facts = Facts(kind="test", id="0", thread="0", title="A test", outcome="A test.")
+    found = []
+    for name in NAMES:
+        if name in names:
+            try:
+                _fill(facts, folder, name)
+            except Exception as error:  # noqa: BLE001 - whatever a template raises is said
+                found.append(
+                    f"mail_templates: {_unusable(folder, name, error)}; forkrunner's own takes its place"
+                )
+    return found
+
+
+def _unusable(folder: str, name: str, error: Exception) -> str:
+    line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+    return one_line(
+        f"The template {name} in {folder} could not be used: {type(error).__name__}: {error}{line}"
+    )
+
+
 @functools.lru_cache
 def _environment(folder: str) -> jinja2.Environment:
     loaders: list[jinja2.BaseLoader] = [jinja2.FileSystemLoader(OURS)]
@@ -579,14 +609,13 @@ def _environment(folder: str) -> jinja2.Environment:
 
 def _render(facts: Facts, folder: str) -> tuple[str, str, str]:
     found = []
-    for name in ("subject.txt", "mail.txt", "mail.html"):
+    for name in NAMES:
         try:
             found.append(_fill(facts, folder, name))
         except Exception as error:
             if not folder:
                 raise
-            note = f"The template {name} in {folder} could not be used: {type(error).__name__}: {error}"
-            facts = replace(facts, notes=[*facts.notes, one_line(note)])
+            facts = replace(facts, notes=[*facts.notes, _unusable(folder, name, error)])
             found.append(_fill(facts, "", name))
     return found[0], found[1], found[2]
 

@@ -183,15 +183,29 @@ class Storage:
                     out.write(own.encode())
                     backend.keep(out)
                 backend.move(incoming, _OWNER)
-            with backend.read(_OWNER) as stream:
-                found = stream.read(100).decode("ascii", "replace")
+        self._compare(own)
+        self._owner = None
+
+    def try_out(self) -> None:
+        """See whether files could be put here, as far as that is to be seen without putting one.
+
+        Raises StorageError.
+        """
+        with self._telling("store a file"):
+            self._open().try_out()
+            is_owned = self._owner is not None and self._open().has(_OWNER)
+        if is_owned and self._owner is not None:
+            self._compare(self._owner())
+
+    def _compare(self, own: str) -> None:
+        with self._telling("store a file"), self._open().read(_OWNER) as stream:
+            found = stream.read(100).decode("ascii", "replace")
         if found != own:
             raise StorageError(
                 f"{self} has the files of another database ({found[:40]!r} in {self._open().place(_OWNER)}, expected {own!r}):"
                 " each needs a `storage` of its own. If that database is gone, delete that file.",
                 place=str(self),
             )
-        self._owner = None
 
     # -- for prune: what another one has deleted meanwhile is deleted
 

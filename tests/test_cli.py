@@ -766,6 +766,39 @@ def test_check_tries_the_servers_of_progress(ask: Ask, sqlite_app: str, memcache
     assert warning.startswith("progress_url: no-such-host.invalid:1 does not answer: ")
 
 
+def test_check_tries_the_storage_and_the_templates(cli: Cli, ask: Ask, sqlite_app: str) -> None:
+    (cli.folder / "file").touch()
+    for storage, words in {
+        "/nope/deep": "cannot store a file in /nope: No such file or directory (setting `storage`)",
+        f"{cli.folder}/file": "Not a directory",
+        "nonsense://x": "Protocol not known: nonsense",
+        "s3://bucket/x": "Install s3fs",
+        "ftp://127.0.0.1:1/x": "Connection refused",
+    }.items():
+        found = ask("check", "--storage", storage, status=1).stdout
+        assert words in found, storage
+        assert "No problems." not in found
+    assert "No problems." in ask("check", "--storage", "new").stdout
+    assert not (cli.folder / "new").exists()
+    # of another database
+    (cli.folder / "other").mkdir()
+    (cli.folder / "other/database").write_text("0" * 32)
+    assert "has the files of another database" in ask("check", "--storage", "other", status=1).stdout
+
+    folder = cli.folder / "templates"
+    found = ask("check", "--mail-templates", str(folder)).stdout
+    assert f"warning: mail_templates: {folder}: No such file or directory" in found
+    folder.mkdir()
+    (folder / "subject.txt").write_text("{{ title }}")
+    assert "No problems." in ask("check", "--mail-templates", str(folder)).stdout
+    (folder / "mail.txt").write_text("\n{% if %}")
+    (folder / "mail.html").write_text("{{ titel }}")
+    found = ask("check", "--mail-templates", str(folder)).stdout
+    assert "The template mail.txt in" in found
+    assert ", line 2; forkrunner's own takes its place" in found
+    assert "'titel' is undefined" in found
+
+
 def test_config_tells_where_each_value_comes_from(cli: Cli, ask: Ask, sqlite_app: str) -> None:
     (cli.folder / "forkrunner.toml").write_text('lease = "1m"\n')
     found = ask("config", "--slots", "3", "--json", env={"FORKRUNNER_SPARES": "1"}).json

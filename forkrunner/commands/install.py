@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +27,10 @@ from forkrunner.invocation import (
     words_argument,
 )
 from forkrunner.sources import FROM_DEFAULT
+
+if TYPE_CHECKING:
+    from forkrunner.config import Settings
+    from forkrunner.store import Store
 
 
 @click.command()
@@ -62,7 +67,7 @@ def migrate(words: tuple[str, ...], as_json: bool) -> int:
 def check(words: tuple[str, ...], as_json: bool) -> int:
     """Say what is wrong, before `run` has to.
 
-    Imports the application, asks the database and memcached, and shows the tasks. Exit status 1 if there is a problem.
+    Imports the application, asks the database, memcached and the storage, and shows the tasks. Exit status 1 if there is a problem.
     """
     from forkrunner import jsonpages, safety, terminal, wording
     from forkrunner.application import look_for_trouble, threads_in
@@ -108,6 +113,8 @@ def check(words: tuple[str, ...], as_json: bool) -> int:
         except SchemaError as error:
             schema = "not of this release"
             problems.append(str(error))
+        else:
+            problems += _storage_trouble(settings, store)
     database = settings.shown("database")
     if as_json:
         facts: dict[str, Any] = {"target": app, "tasks": tasks, "database": database, "schema": schema}
@@ -130,6 +137,20 @@ def check(words: tuple[str, ...], as_json: bool) -> int:
     if not problems:
         print("\nNo problems." if not warnings else "")
     return BAD if problems else FINE
+
+
+def _storage_trouble(settings: Settings, store: Store) -> list[str]:
+    """Say why no file can be stored, where files are stored at all."""
+    from forkrunner.storage import open_storage
+
+    if not settings.storage and "forkrunner.files" not in sys.modules:
+        return []
+    storage = open_storage(settings, "", store.database_id)
+    try:
+        storage.try_out()
+    except ForkrunnerError as error:
+        return [str(error)]
+    return []
 
 
 def _signature(name: str, function: Callable[..., Any]) -> str:

@@ -97,7 +97,7 @@ def standing_words(found: Standing) -> list[str]:
 
 
 def missing(settings: Settings, tasks: list[dict[str, Any]]) -> list[str]:
-    """Name the settings without which no mail leaves, or nobody gets it."""
+    """Name the settings without which no mail leaves, or nobody gets it, and templates that are of no use."""
     found = []
     named = any(task.get("mail_to") for task in tasks)
     if (settings.mail_to or named) and settings.mail_url is None:
@@ -111,6 +111,10 @@ def missing(settings: Settings, tasks: list[dict[str, Any]]) -> list[str]:
         from forkrunner.letter import default_sender
 
         found.append(f"mail_from is not set: mail is from {default_sender()}, which many servers refuse")
+    if settings.mail_templates:
+        from forkrunner.letter import trouble
+
+        found += trouble(settings.mail_templates)
     return found
 
 
