@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -46,14 +47,20 @@ def way(url: str) -> Way:
     parts = urlsplit(url)
     kind, path = parts.scheme, unquote(parts.path)
     if kind in ("sendmail", "file"):
-        if parts.netloc or parts.query or (kind == "file" and not path.strip("/")) or "\0" in path:
+        # as a shell would have done it, had the URL been a word for one
+        path = os.path.expanduser(path)
+        if path.startswith("~") or "\0" in path or parts.netloc or parts.query:
+            raise ValueError(f"expected {EXPECTED}")
+        if kind == "file" and not path.strip("/"):
             raise ValueError(f"expected {EXPECTED}")
         return Way(kind, path=path or "/usr/sbin/sendmail")
     options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     if kind not in _PORTS or options.keys() - {"tls", "ca"} or parts.fragment:
         raise ValueError(f"expected {EXPECTED}")
     host, socket = parts.hostname or "", path if path.strip("/") else ""
-    if bool(host) == bool(socket) or (socket and kind == "smtps") or not (host + socket).isprintable():
+    if socket and not (socket.startswith("/") and kind != "smtps"):  # smtp:mail.example.org means a host
+        raise ValueError(f"expected {EXPECTED}")
+    if bool(host) == bool(socket) or not (host + socket).isprintable():
         raise ValueError(f"expected {EXPECTED}")
     if host and ":" not in host:  # which is one of IPv6
         try:

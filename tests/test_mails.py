@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from dataclasses import replace
 from typing import Any
@@ -206,6 +207,8 @@ def test_any_text_can_be_marked(text):
 
 # --------------------------------------------------------------------------- addresses, and ways
 
+HOME = os.path.expanduser("~")
+
 
 @pytest.mark.parametrize(
     ("text", "found"),
@@ -275,6 +278,8 @@ def test_an_address_is_one_line_and_one_address(text):
         ("lmtp:///run/lmtp", mailurl.Way("lmtp", path="/run/lmtp", tls="off")),
         ("sendmail:", mailurl.Way("sendmail", path="/usr/sbin/sendmail")),
         ("sendmail:/opt/msmtp", mailurl.Way("sendmail", path="/opt/msmtp")),
+        ("sendmail:~/bin/msmtp", mailurl.Way("sendmail", path=f"{HOME}/bin/msmtp")),
+        ("file:~/mails", mailurl.Way("file", path=f"{HOME}/mails")),
         ("file:mails", mailurl.Way("file", path="mails")),
         ("file:///srv/mails", mailurl.Way("file", path="/srv/mails")),
     ],
@@ -302,6 +307,9 @@ def test_ways(url, found):
         "file:",
         "file://host/x",
         "smtp://h\n",
+        "smtp:mail.example.org",
+        "lmtp:run/lmtp",
+        "file:~nobody-of-this-name/mails",
         "smtp://a..b",
         "smtps://ä..b",
         f"lmtp://{'b' * 64}",
