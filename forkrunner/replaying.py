@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import channel, child, clock, descriptors, leaving, process, scratch, signals, stacks
 from .account import read_report
 from .application import make_place
+from .children import TERM
 from .common import SIZE
 from .current import current
 from .job import Outcome
@@ -318,4 +319,6 @@ class Stage(Mold):
                     self.children.condemn(busy, "cancelled", "interrupted", now, busy.grace)
                 else:
                     self.interrupted = number
-                    process.kill_tree(busy.pid)
+                    # without the other steps: whoever is deaf to a signal is not asked twice
+                    self.children.condemn(busy, "cancelled", f"by {signal.Signals(number).name}", now)
+                    busy.stage, busy.due = TERM, now

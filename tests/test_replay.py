@@ -387,6 +387,7 @@ def test_it_can_be_interrupted_and_killed(local: Bed) -> None:
         process.wait_log("begins")
         process.signal(signum)
         assert process.wait(LONG) == status
+        assert f"cancelled: by {signum.name}, after" in process.stderr
         process.wait_gone()
     process = bed.cli.start("replay", "jobs:runner", deaf)
     process.wait_log("begins")
