@@ -368,6 +368,26 @@ def test_here_is_this_process(local: Bed) -> None:
     assert "jobs.py" in profiled.stdout
     assert "(fail)" in profiled.stdout
     assert bed.query("select count(*) from forkrunner_attempts") == [(0,)]
+    # a signal ends it as any process; where the task ends it by itself, or it is killed, the next one tidies up
+    folders = lambda: list((bed.folder / "tmp").glob("*forkrunner-replay-*"))  # noqa: E731
+    deaf = bed.put("fail", {"how": "sleeps"})
+    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
+        process = bed.cli.start("replay", "jobs:runner", deaf, "--here")
+        process.wait_log("begins")
+        assert len(folders()) == 1
+        if signum == signal.SIGKILL:
+            replay(bed, failing, status=1)
+            assert len(folders()) == 1, "it is in use"
+        process.signal(signum)
+        assert process.wait(LONG) == -signum
+        assert len(folders()) == (signum == signal.SIGKILL)
+    replay(bed, bed.put("fail", {"how": "os._exit"}), "--here", status=9)
+    assert len(folders()) == 1, "that of the one that was killed is gone"
+    folder = kept(replay(bed, failing, "--keep", status=1))
+    assert folders() == [folder]
+    replay(bed, failing, status=1)
+    assert folders() == [folder]
+    subprocess.run(["rm", "-r", str(folder)], check=True)
 
 
 def test_it_can_be_interrupted_and_killed(local: Bed) -> None:
@@ -395,8 +415,8 @@ def test_it_can_be_interrupted_and_killed(local: Bed) -> None:
     process.signal(signal.SIGKILL)
     process.wait_gone()
     wait_until(lambda: not alive(child))
-    for path in (bed.folder / "tmp").glob("forkrunner-replay-*"):  # who was killed does not tidy up
-        subprocess.run(["rm", "-r", str(path)], check=True)
+    # who was killed does not tidy up
+    replay(bed, bed.put("where"), status=0)
     assert bed.row(id).state is State.PENDING
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from forkrunner import identity, process, temporary
 from forkrunner.errors import JobNotFound
 from forkrunner.invocation import (
     WRONG,
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from forkrunner.replaying import Ended
 
 
+#: In the folder of a replay that is not to be kept.
+_LOCK = "alive"
 #: Of objects, in messages: others at each time.
 _ADDRESS = re.compile(r"(0x|\.\.\.)x?[0-9a-f]+")
 
@@ -92,11 +97,13 @@ def replay(
     if not 1 <= attempt <= max(row.attempt, 1):
         raise usage_error(f"--attempt: expected 1 to {max(row.attempt, 1)}, got {attempt}")
     files = _overrides(given, inputs)
+    _clear_away()
+    folder = tempfile.mkdtemp(prefix="forkrunner-replay-") if keep else _make_folder()
     part = Part(
         row,
         task,
         attempt,
-        tempfile.mkdtemp(prefix="forkrunner-replay-"),
+        folder,
         grace=settings.grace,
         result_limit=settings.result_limit,
         file_limit=settings.file_limit,
@@ -108,6 +115,8 @@ def replay(
         here=here,
     )
     try:
+        if here:
+            _end_with_signals(None if keep else folder)
         before = _introduce(as_shown(settings, False)(row), task, attempt)
         ended = run(runner, part, _Screen())
         secrets = secrets_in(row.arguments, settings.secret_names)
@@ -117,7 +126,48 @@ def replay(
         if keep:
             _say(f"kept: {part.folder}")
         else:
-            shutil.rmtree(part.folder, ignore_errors=True)
+            temporary.clear_away(part.folder)
+
+
+def _make_folder() -> str:
+    """Make a folder that is known to be in use: its lock is free when the last of us is gone, whatever has ended us."""
+    new = tempfile.mkdtemp(prefix=".forkrunner-replay-")
+    identity.LifeLock(os.path.join(new, _LOCK))
+    # under its name with the lock already: another replay may be clearing away
+    above, name = os.path.split(new)
+    folder = os.path.join(above, name[1:])
+    os.rename(new, folder)
+    return folder
+
+
+def _clear_away() -> None:
+    """Remove what was left by replays that were killed, or by tasks that ended the process of a replay themselves."""
+    for entry in os.scandir(tempfile.gettempdir()):
+        with contextlib.suppress(OSError):
+            if (
+                entry.name.startswith("forkrunner-replay-")
+                and entry.is_dir(follow_symlinks=False)
+                and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+                and identity.LifeLock.free(os.path.join(entry.path, _LOCK), discard=True)
+            ):
+                temporary.clear_away(entry.path)
+
+
+def _end_with_signals(folder: str | None) -> None:
+    """Have TERM and HUP end this process as they always do, but for the folder, which goes first.
+
+    No exception: the task could catch it, and its ending would count as the task's own.
+    """
+
+    def end(number: int, frame: object) -> None:
+        if folder is not None:
+            temporary.clear_away(folder)
+        signal.signal(number, signal.SIG_DFL)
+        process.kill(os.getpid(), number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # what nohup ignores stays so
+            signal.signal(number, end)
 
 
 def _say(words: str) -> None:
