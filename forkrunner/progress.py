@@ -38,7 +38,7 @@ def progress(fraction: float | None = None, message: str | None = None, **detail
     never keeps the job waiting because nobody listens.
     """
     # where nobody listens a process that the job has forked need not even load what it would say it with
-    if _sender is None and (noted(fraction) or begin() is None):
+    if _sender is None and (current.job is None or noted(fraction) or begin() is None):
         return
     assert _sender is not None
     _sender.say(fraction, message, detail)
