@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import signal
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -11,6 +14,8 @@ from typing import Any
 import pytest
 from selenium.webdriver.common.by import By
 
+from forkrunner.ids import new_id
+from forkrunner.records import New
 from forkrunner.store import Store
 from tests.servers import Browser, Memcached, free_port
 from tests.support import Cli, Process, wait_until
@@ -163,6 +168,62 @@ def test_the_bar_is_back_after_a_restart_of_the_server(desk):
     desk.wait("done")
 
 
+def test_a_server_that_hangs_is_noticed_before_long(desk):
+    """It accepts, and does not answer: a bar that stands must not look like one that runs."""
+    desk.supervise()
+    desk.upload("stereo.pftrack5.2dt", 20)
+    desk.wait("running", lambda: desk.bar("value"))
+    desk.server.signal(signal.SIGSTOP)
+    start = time.monotonic()
+    try:
+        desk.wait("lost")
+        assert time.monotonic() - start < 10
+        assert desk.text == "Connection lost, trying again"
+    finally:
+        desk.server.signal(signal.SIGCONT)
+    desk.wait("running")
+
+
+def test_a_job_that_is_not_due_yet_says_when_and_asks_seldom(desk):
+    store = Store(desk.database)
+    store.enqueue([New(id := new_id(), "convert", "default", "{}", delay=3600)])
+    store.close()
+    desk.driver.get(desk.url(f"/watch/{id}"))
+    desk.wait("queued", lambda: "until" in desk.text)
+    desk.shoot("not-due")
+    local = desk.driver.execute_script(
+        "return new Date(arguments[0]).toLocaleString([], {dateStyle: 'short', timeStyle: 'short'})",
+        json.loads(urllib.request.urlopen(desk.url(f"/jobs/{id}")).read())["due_at"],
+    )
+    assert desk.text == " ".join(f"Waiting until {local}".split())
+    asked = desk.server.log.count(f"GET /jobs/{id}")
+    time.sleep(3)  # it would be asked six times
+    assert desk.server.log.count(f"GET /jobs/{id}") == asked
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "element.replaceWith(element.cloneNode(true))",
+        "document.body.innerHTML = document.body.innerHTML",
+        "document.body.prepend(element)",
+    ],
+)
+def test_a_copy_of_the_element_has_one_bar_and_one_link(desk, copy):
+    """Libraries that change pages keep them as text or as clones, and show those later."""
+    desk.upload("pan.pftrack4.2dt", 0.5)
+    desk.wait("queued")
+    parts = "return ['progress', '[role=status]', '.detail', 'a'].map((one) => arguments[0].querySelectorAll(one).length)"
+    for _ in range(2):
+        desk.driver.execute_script(f"const [element] = arguments; {copy}", desk.element)
+        assert desk.driver.execute_script(parts, desk.element) == [1, 1, 1, 0]
+    desk.supervise()
+    desk.wait("done")
+    desk.driver.execute_script(f"const [element] = arguments; {copy}", desk.element)
+    wait_until(lambda: desk.text == "Done Result", message=desk.text)
+    assert desk.driver.execute_script(parts, desk.element) == [1, 1, 1, 1]
+
+
 def test_two_tabs_and_the_hidden_one_asks_nobody(desk):
     desk.supervise()
     id = desk.upload("stereo.pftrack5.2dt", 6)
@@ -231,6 +292,95 @@ def test_what_a_screen_reader_gets(desk):
     desk.driver.execute_script("arguments[0].setAttribute('src', '/jobs/x')", element)
     desk.wait("unknown")
     assert id not in desk.text
+
+
+def test_a_job_that_fails_stays_where_it_was(desk):
+    desk.upload("pan.pftrack4.2dt")
+    desk.wait("queued")
+    seen = desk.driver.execute_script(
+        """
+        const [element] = arguments, bar = element.querySelector("progress");
+        return ["failed", "cancelled", "pending", "failed"].map((state) => {
+            if (state === "failed") element.show({state: "busy", fraction: 0.6});
+            element.show({state, fraction: null});
+            return [bar.getAttribute("value"), bar.getAttribute("aria-valuenow")];
+        });
+        """,
+        desk.element,
+    )
+    assert seen == [["0.6", "60"], ["0.6", "60"], [None, None], ["0.6", "60"]]
+    desk.driver.execute_script("arguments[0].show({state: 'failed', fraction: null})", desk.element)
+    desk.shoot("failed-on-the-way")
+
+
+def test_all_words_are_the_page_s_to_choose_and_the_label_at_any_time(desk):
+    desk.upload("pan.pftrack4.2dt")
+    desk.wait("queued")
+    texts = desk.driver.execute_script(
+        """
+        const [element] = arguments;
+        const words = {queued: "Wartet", running: "Läuft", ahead: "{} davor", next: "gleich", until: "bis {}", left: "noch {}"};
+        Object.assign(element.dataset, words);
+        return [
+            {state: "pending", position: 3},
+            {state: "pending", position: 0},
+            {state: "pending", position: null, due_at: "2099-01-31T12:00:00Z"},
+            {state: "busy", fraction: 0.25, message: "Bild 3", eta_seconds: 200},
+        ].map((job) => (element.show({fraction: null, ...job}), element.textContent.trim().replace(/\\s+/g, " ")));
+        """,
+        desk.element,
+    )
+    assert texts[:2] == ["Wartet 3 davor", "Wartet gleich"]
+    assert texts[2].startswith("Wartet bis ")
+    assert texts[3] == "Läuft 25 % · Bild 3 · noch 3 min"
+    bar = desk.element.find_element(By.TAG_NAME, "progress")
+    assert bar.accessible_name == "Conversion"
+    desk.driver.execute_script("arguments[0].setAttribute('label', 'Umwandlung')", desk.element)
+    assert bar.accessible_name == "Umwandlung"
+
+
+def test_what_a_job_says_is_read_aloud_and_not_all_the_time(desk):
+    """Of what is written while the region is live a screen reader is told: the message and the place, now and then."""
+    desk.upload("pan.pftrack4.2dt")
+    desk.wait("queued", lambda: desk.text == "Waiting next")
+    said = desk.driver.execute_async_script(
+        """
+        const [element, over] = arguments, detail = element.querySelector(".detail"), said = [];
+        new MutationObserver(() => {
+            if (detail.getAttribute("aria-live") === "polite") said.push([Date.now(), detail.textContent]);
+        }).observe(detail, {childList: true});
+        element.stop();
+        let at = 0;
+        const timer = setInterval(() => {
+            element.show({state: "busy", fraction: at / 1000, message: at < 60 ? `Frame ${at}` : "Writing", eta_seconds: 9});
+            if (++at === 140) {
+                clearInterval(timer);
+                over(said);
+            }
+        }, 100);
+        """,
+        desk.element,
+    )
+    assert 2 <= len(said) <= 4, said
+    assert "Frame" in said[0][1]
+    assert "Writing" in said[-1][1], "what is said last is read, and once"
+    assert len([text for _, text in said if "Writing" in text]) == 1
+    assert all(later[0] - sooner[0] > 4500 for sooner, later in itertools.pairwise(said))
+
+
+def test_an_address_of_no_job_ends_with_an_error(desk):
+    id = desk.upload("pan.pftrack4.2dt")
+    desk.wait("queued")
+    for src in (f"/jobs?ids={id}", "/jobs/openapi.json", "/jobs"):
+        desk.driver.execute_script("arguments[0].setAttribute('src', arguments[1])", desk.element, src)
+        desk.wait("unknown")
+        assert desk.text == "There is no such job"
+        assert desk.bar("value") == "0"
+        desk.driver.execute_script(
+            "arguments[0].setAttribute('src', arguments[1])", desk.element, f"/jobs/{id}"
+        )
+        desk.wait("queued")
+        assert desk.bar("value") is None
 
 
 def test_the_function_of_the_module(desk):

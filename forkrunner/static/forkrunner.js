@@ -1,154 +1,135 @@
-// How a forkrunner job stands, live: <forkrunner-progress src="/jobs/ID"> shows it, watch("/jobs/ID", {…}) calls back.
-
-const ENDED = ["done", "failed", "cancelled"];
+const ENDED = ["done", "failed", "cancelled", "unknown"];
 const page = globalThis.document;
 
-// Calls onProgress(job) for each answer, at last onDone(job) or onError(job): failed, cancelled, or {state: "unknown"} if there
-// is no such job; onLost(failures) while nobody answers. Returns a function that stops it.
+// Tells how a job stands: onProgress(job) for each answer, at last onDone(job) or onError(job), of no such job with
+// {state: "unknown"}; onLost(failures) while nobody answers. Returns a function that stops it.
 export function watch(url, { onProgress, onDone, onError, onLost } = {}) {
-  let timer, request, over, seen, gone = 0, failures = 0;
-
+  let timer, wake, request, failures = 0, gone = 3;
+  const end = new AbortController(), { signal } = end;
   const stop = () => {
-    over = true;
     clearTimeout(timer);
     request?.abort();
-    page?.removeEventListener("visibilitychange", now);
-    globalThis.removeEventListener?.("online", now);
+    end.abort();
   };
   // hidden tabs do not ask; shown again, they ask at once
-  const now = () => {
+  const now = () => page?.hidden || wake();
+  const look = async (pause) => {
+    await new Promise((done) => { wake = done; timer = setTimeout(now, pause); });
     clearTimeout(timer);
-    if (!over && !request && !page?.hidden) look();
-  };
-  const ask = async () => {
     request = new AbortController();
-    const late = setTimeout(() => request?.abort(), 15000);
+    // who hangs counts twice, to be told of at once, and then gets longer
+    const late = setTimeout(() => request.abort(failures++), /wait=/.test(url) ? 40000 : failures ? 15000 : 5000);
+    let job;
     try {
-      const answer = await fetch(url, { cache: "no-store", signal: request.signal });
-      if (answer.ok) return await answer.json();
-      // one that was there may be missing for a moment while servers restart
-      const final = [400, 401, 403, 404, 410].includes(answer.status) && (!seen || ++gone > 3);
-      return final ? { state: "unknown" } : null;
-    } catch {
-      return null;
-    } finally {
-      clearTimeout(late);
-      request = null;
+      const answer = await fetch(url, { signal: request.signal });
+      if (answer.ok) job = await answer.json();
+      // one that was there may be missing while servers restart
+      if (!job?.state) job = answer.status < 411 && ++gone > 3 && { state: "unknown" };
+    } catch {}
+    clearTimeout(late);
+    if (signal.aborted) return;
+    if (!job) {
+      // less and less often, and not all browsers at once
+      look(Math.min(500 * 2 ** failures, 15000) * (0.75 + Math.random() / 2));
+      return onLost?.(++failures);
     }
-  };
-  const look = async () => {
-    const job = await ask();
-    if (over) return;
-    // less and less often, and not all browsers at the same moment
-    let pause = Math.min(500 * 2 ** failures, 15000) * (0.75 + Math.random() / 2);
-    if (job) {
-      pause = job.poll_after_ms ?? 1000;
-      failures = gone = 0;
-      seen = true;
-    } else failures++;
-    const unknown = job?.state === "unknown";
-    const ended = unknown || ENDED.includes(job?.state);
+    failures = gone = 0;
+    const ended = ENDED.includes(job.state);
     if (ended) stop();
-    else if (!page?.hidden) timer = setTimeout(now, pause);
-    if (!job) return onLost?.(failures);
-    if (!unknown) onProgress?.(job);
+    else look(job.poll_after_ms ?? 1000);
+    if (job.state !== "unknown") onProgress?.(job);
     if (ended) (job.state === "done" ? onDone : onError)?.(job);
   };
-
-  page?.addEventListener("visibilitychange", now);
-  globalThis.addEventListener?.("online", now);
-  now();
+  page?.addEventListener("visibilitychange", now, { signal });
+  globalThis.addEventListener?.("online", now, { signal });
+  look(0);
   return stop;
 }
 
-const left = (s) =>
-  `${s < 90 ? `${Math.ceil(s)} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${Math.round(s / 3600)} h`} left`;
-
-// Attributes: src; label, what the bar is of; data-queued, data-running and so on for other words. For CSS and scripts: the
-// attribute state (queued, running, done, failed, cancelled, unknown, lost), the events "change" and "end" with the job as
-// detail, and within, without a shadow: <progress>, <span role=status>, <span class=detail>, at the end <a>.
+// <forkrunner-progress src="/jobs/ID" data-left="{} to go" …> sets its attribute state, sends "change" and
+// "end", and has in it progress, [role=status], .detail, at the end a.result. Other words: data-STATE, -ahead, -left, …
 export class Progress extends (globalThis.HTMLElement ?? class {}) {
-  static observedAttributes = ["src"];
+  static observedAttributes = ["src", "label"];
 
   connectedCallback() {
-    if (!this.bar) {
-      const add = (name, attributes) => {
-        const made = page.createElement(name);
-        for (const key in attributes) made.setAttribute(key, attributes[key]);
-        this.append(made, " ");
-        return made;
-      };
-      const label = this.getAttribute("label") ?? "Progress";
-      const aria = { role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": label };
-      this.bar = add("progress", { max: 1, ...aria });
-      // read aloud when it changes; the numbers beside it are not
-      this.status = add("span", { role: "status" });
-      this.detail = add("span", { class: "detail" });
-    }
-    this.start();
+    // a copy has them already
+    const part = (name, key, value) => {
+      const made = this.querySelector(`${name}[${key}=${value}]`) ?? page.createElement(name);
+      made.setAttribute(key, value);
+      this.append(made, " ");
+      return made;
+    };
+    this.bar = part("progress", "role", "progressbar");
+    this.status = part("span", "role", "status");
+    this.detail = part("span", "class", "detail");
+    this.attributeChangedCallback("src");
   }
 
   disconnectedCallback() {
     this.stop?.();
   }
 
-  attributeChangedCallback() {
-    if (this.bar) this.start();
-  }
-
-  start() {
+  attributeChangedCallback(name) {
+    if (!this.bar) return;
+    const aria = { label: this.getAttribute("label") ?? "Progress", valuemin: 0, valuemax: 100 };
+    for (const key in aria) this.bar.setAttribute("aria-" + key, aria[key]);
+    if (name !== "src") return;
     this.stop?.();
-    this.link?.remove();
-    const src = this.getAttribute("src");
-    if (!src) return;
+    this.querySelector(".result")?.remove();
+    const src = this.getAttribute(name);
     const end = (job) => {
-      this.bar.value ||= 0;
-      if (job.state === "unknown") this.say("unknown", "There is no such job");
+      if (job.state === "unknown") this.show({ ...job, error: "There is no such job" });
       this.tell("end", job);
     };
-    this.stop = watch(src, {
-      onProgress: (job) => this.show(job),
-      onDone: end,
-      onError: end,
-      onLost: (failures) => failures > 1 && this.say("lost", "Connection lost, trying again"),
-    });
+    const onLost = (failures) => failures > 1 && this.say("lost", [], "Connection lost, trying again");
+    if (src) this.stop = watch(src, { onProgress: (job) => this.show(job), onDone: end, onError: end, onLost });
   }
 
-  say(state, words, detail = "", own) {
+  word(name, value, text = `${value} ${name}`) {
+    return this.dataset[name]?.replace("{}", value) ?? text;
+  }
+
+  say(state, parts, words = state[0].toUpperCase() + state.slice(1), own) {
     this.setAttribute("state", state);
-    const text = own ?? this.dataset[state] ?? words;
+    const text = own ?? this.word(state, "", words), [, news] = parts;
     // the same words again would be read again
     if (this.status.textContent !== text) this.status.textContent = text;
-    this.detail.textContent = detail;
+    // read for news, not for numbers, and each five seconds at most
+    const aloud = news && news !== this.news && !(Date.now() < this.quiet);
+    if (aloud) [this.news, this.quiet] = [news, Date.now() + 5000];
+    this.detail.ariaLive = aloud ? "polite" : "off";
+    this.detail.textContent = parts.filter(Boolean).join(" · ");
   }
 
-  tell(name, job) {
-    this.dispatchEvent(new CustomEvent(name, { detail: job, bubbles: true }));
+  tell(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail, bubbles: true }));
   }
 
   show(job) {
-    const { bar } = this;
-    const { state, fraction, position: ahead } = job;
-    const percent = fraction != null && Math.floor(fraction * 100);
-    if (fraction != null) {
-      bar.value = fraction;
-      bar.setAttribute("aria-valuenow", percent);
-    } else for (const name of ["value", "aria-valuenow"]) bar.removeAttribute(name);
+    let { state, fraction, position: ahead, due_at: due, eta_seconds: s, error, result_url: href } = job;
+    // where it was when it failed
+    if (ENDED.includes(state)) fraction ??= Math.max(this.bar.position, 0);
+    const percent = Math.floor(fraction * 100), put = fraction == null ? "removeAttribute" : "setAttribute";
+    this.bar[put]("value", fraction);
+    this.bar[put]("aria-valuenow", percent);
     if (state === "busy") {
-      const parts = [fraction != null && `${percent} %`, job.message, job.eta_seconds != null && left(job.eta_seconds)];
-      this.say("running", "Running", parts.filter(Boolean).join(" · "));
+      const time = s < 90 ? `${Math.ceil(s)} s` : s < 5400 ? `${(s / 60).toFixed()} min` : `${(s / 3600).toFixed()} h`;
+      this.say("running", [fraction != null && `${percent} %`, job.message, s != null && this.word("left", time)]);
     } else if (state === "pending") {
-      this.say("queued", "Waiting", ahead ? `${ahead} ahead` : "next");
-    } else this.say(state, job.error ?? state[0].toUpperCase() + state.slice(1), "", job.user_error ? job.error : null);
-    if (job.result_url) {
-      this.link = page.createElement("a");
-      this.link.href = job.result_url;
-      this.link.textContent = this.dataset.result ?? "Result";
-      if (/^https?:/.test(this.link.protocol)) this.append(this.link);
+      const at = due && new Date(due).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
+      let place = at ? this.word("until", at, `until ${at}`) : this.word("next", "", "next");
+      if (ahead) place = this.word("ahead", ahead);
+      this.say("queued", ["", place], "Waiting");
+    } else this.say(state, [], error, job.user_error && error);
+    if (href) {
+      const textContent = this.word("result", "", "Result");
+      const link = Object.assign(page.createElement("a"), { className: "result", href, textContent });
+      if (/^https?:/.test(link.protocol)) this.append(link);
     }
     this.tell("change", job);
   }
 }
 
-const elements = globalThis.customElements;
-if (elements && !elements.get("forkrunner-progress")) elements.define("forkrunner-progress", Progress);
+try {
+  customElements.define("forkrunner-progress", Progress);
+} catch {} // there is one, or no browser
