@@ -283,7 +283,7 @@ def test_what_is_too_large_for_a_server_is_sent_without_its_files(light: Bed, ma
     (taken,) = mail_server.wait(1)
     (log,) = taken.files
     assert log.endswith(".log.gz")
-    assert re.search(r"large: 80.0 kB, not attached: it lies in \S+storage", taken.text)
+    assert re.search(r"large \(source\): 80.0 kB, not attached: it lies in \S+storage", taken.text)
     assert "it takes 100.0 kB at most" in taken.text
     # it says so only when it has it all
     light.stop(process)
