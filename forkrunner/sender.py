@@ -11,7 +11,8 @@ What always holds:
    are used up, by a name server that does not answer or by hundreds of forks, the fork does not wait, and
    what is held back has no thread: it goes with the next word or at the end.
 3. A process that the job forks has a connection of its own, and shares the rate, the bar and the waits (`common.py`). Its last
-   state is sent when it ends by `os._exit`; of one that is killed, the bar is told by whoever speaks next, or the job at its end.
+   state is sent when it ends by `os._exit`; of one that is killed, and where there is no time left for that, the bar is told by
+   whoever speaks next, or by the job at its end, and the message is lost.
 """
 
 from __future__ import annotations
@@ -158,13 +159,17 @@ class Sender:
             patience = min(patience, self._patience())
             if patience <= 0 or numbers[TROUBLE] or numbers[DUE] > start + _EARLY * self.gap:
                 return
-        elif self.waiting is None and (farthest(numbers) or 0.0) + 1.0 > max(numbers[SENT], 1.0):
-            # said by a process that was killed before it was sent
-            self.waiting = self.last
         self.ending = True
-        if self._has_word() and self.sending.acquire(False):
-            self._start(0.0)
-        else:  # it is on its way, or there is none
+        if self.sending.acquire(False):
+            far = farthest(numbers) or 0.0
+            if self.waiting is None and not self.is_helper and far + 1.0 > max(numbers[SENT], 1.0):
+                # said by a process that was killed before it was sent
+                self.waiting = self.last
+            if self._has_word():
+                self._start(0.0)
+            else:
+                self.sending.release()
+        else:  # it is on its way, and the thread looks once more before it leaves
             self._ring()
         if self.sending.acquire(True, patience):
             self.sending.release()

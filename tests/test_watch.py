@@ -47,6 +47,7 @@ def send(path: str) -> None:
     if pid == 0:
         progress(0.25, "first")
         progress(0.5, "last")
+        time.sleep(0.5)
         os._exit(0)
     os.waitpid(pid, 0)
     while not os.path.exists(path): time.sleep(0.005)
