@@ -76,7 +76,9 @@ class Runs:
         self.reader = Reader(self.place)
 
     def command(self, source: str) -> list[str]:
-        return [sys.executable, "-c", PRELUDE + textwrap.dedent(source), json.dumps(self.place)]
+        # where a job's waits are used up a fork may meet the thread that sends, of which Python 3.12 warns
+        warnings = ["-W", "ignore:This process:DeprecationWarning"]
+        return [sys.executable, *warnings, "-c", PRELUDE + textwrap.dedent(source), json.dumps(self.place)]
 
     def __call__(self, source: str) -> list[Any]:
         """Return what the source printed, each line as JSON."""
@@ -808,8 +810,6 @@ def test_a_job_that_forks_waits_50_ms_at_most_with_all_that_it_forks(run, troubl
 def test_a_job_that_forks_hundreds_of_times_still_has_its_last_word_sent(anywhere):
     assert anywhere(
         """
-        # when its waits are used up a fork may meet the thread that sends, and Python 3.12 warns of that
-        import warnings; warnings.simplefilter("ignore", DeprecationWarning)
         for number in range(300):
             progress(number / 1000, f"fork {number}")
             pid = os.fork()
