@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from forkrunner.config import Settings
-    from forkrunner.letter import Facts
+    from forkrunner.facts import Facts
     from forkrunner.mail import Sent
     from forkrunner.records import Mail
     from forkrunner.runner import Runner
@@ -51,7 +51,7 @@ def deliver(runner: Runner, id: str) -> None:
     """
     import json
 
-    from forkrunner import clock, letter
+    from forkrunner import clock, facts
     from forkrunner.errors import MailError
 
     settings, store = runner.settings, runner.store
@@ -69,9 +69,9 @@ def deliver(runner: Runner, id: str) -> None:
     try:
         if settings.mail_url is None:
             raise MailError("mail_url is not set: there is no way for mail to leave")
-        facts = letter.gather(runner, store, rows, insist=age < _INSIST)
+        told = facts.gather(runner, store, rows, insist=age < _INSIST)
         sent = _hand_over(
-            facts,
+            told,
             settings,
             to,
             left,
@@ -103,6 +103,7 @@ def _hand_over(
     """
     from forkrunner import letter, mail
     from forkrunner.errors import MailError, MailTooLarge
+    from forkrunner.facts import lighten
 
     sent = mail.Sent()
     while True:
@@ -119,7 +120,7 @@ def _hand_over(
         sent.taken += found.taken
         sent.refused |= found.refused
         left = found.too_large
-        less = letter.lighten(facts, len(bytes(message)), limit) if left else None
+        less = lighten(facts, len(bytes(message)), limit) if left else None
         if less is None:
             return sent
         facts = less

@@ -86,22 +86,23 @@ def _noted(settings: Settings, target: str, error: Exception) -> Any:
 
 def _send(settings: Settings, target: str, error: Exception, note: dict[str, Any]) -> None:
     from . import frames, letter, mail
+    from .facts import Facts, clean, one_line, versions
 
-    facts = letter.Facts(kind=START, id=new_id(), thread=hashlib.sha256(target.encode()).hexdigest()[:32])
-    facts.title = f"{letter.one_line(target, 100)} could not start"
-    facts.reason = letter.one_line(error)
-    facts.outcome = letter.one_line(error)
+    facts = Facts(kind=START, id=new_id(), thread=hashlib.sha256(target.encode()).hexdigest()[:32])
+    facts.title = f"{one_line(target, 100)} could not start"
+    facts.reason = one_line(error)
+    facts.outcome = one_line(error)
     facts.count = note["count"]
     if note["count"] > 1:
         facts.first_at, facts.last_at = clock.from_wall(note["since"]), clock.utc()
-    facts.traceback = frames.mark(letter.clean(getattr(error, "traceback", None) or "").rstrip("\n"))
+    facts.traceback = frames.mark(clean(getattr(error, "traceback", None) or "").rstrip("\n"))
     facts.ran_on = [
         ("host", identity.HOST),
-        ("database", letter.one_line(settings.shown("database"))),
+        ("database", one_line(settings.shown("database"))),
         ("process", str(os.getpid())),
     ]
-    facts.versions = letter.versions()
-    facts.command = f"forkrunner check {letter.one_line(target, 100)}"
+    facts.versions = versions()
+    facts.command = f"forkrunner check {one_line(target, 100)}"
     sent = mail.send(
         letter.write(facts, settings, settings.mail_to),
         settings.mail_to,

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from forkrunner import letter, mail
 from forkrunner.config import Settings
 from forkrunner.errors import MailError, MailRefused
+from forkrunner.facts import Attachment, Facts, clean, file_name, one_line
 from forkrunner.ids import new_id
-from forkrunner.letter import Attachment, Facts
 from forkrunner.sources import load
 from tests.mailing import MailServer, Taken, read
 
@@ -88,24 +88,24 @@ def test_the_same_failure_has_the_same_message_id(ok):
 
 @pytest.mark.parametrize("words", SCRIPTS)
 def test_every_script_arrives_as_it_was(ok, words):
-    name = letter.file_name(f"{words}.txt")
+    name = file_name(f"{words}.txt")
     log = Attachment(name, 5, b"12345")
     trace = [
-        (f'  File "/srv/{letter.clean(words)}.py", line 1, in f', True),
-        (f"ValueError: {letter.clean(words)}", False),
+        (f'  File "/srv/{clean(words)}.py", line 1, in f', True),
+        (f"ValueError: {clean(words)}", False),
     ]
     found = facts(
-        reason=letter.one_line(f"ValueError: {words} at the end of {words}"),
-        arguments=[("source", letter.clean(words))],
+        reason=one_line(f"ValueError: {words} at the end of {words}"),
+        arguments=[("source", clean(words))],
         traceback=trace,
-        output=letter.clean(words),
+        output=clean(words),
         attachments=[log],
     )
     taken = deliver(ok, found, "Prüfer <ops@example.org>", mail_from=f"{SCRIPTS[0]} <jobs@example.org>")
-    shown = letter.clean(words)
+    shown = clean(words)
     assert taken.subject == f"convert failed: {found.reason} [{found.job}]"
     assert taken.text.count(shown) >= 4
-    assert letter.one_line(words) in re.sub(r"&\w+;", "", taken.html)
+    assert one_line(words) in re.sub(r"&\w+;", "", taken.html)
     assert taken.files == {name: b"12345"}
     assert taken.message["From"].addresses[0].display_name == SCRIPTS[0]
     assert taken.message["To"].addresses[0].display_name == "Prüfer"
@@ -157,14 +157,14 @@ def test_nothing_of_a_job_gets_into_the_headers_the_envelope_or_the_page(
 ):
     """Through the real server: file name, text of the exception, name of the task, arguments, output."""
     found = facts(
-        task=letter.one_line(task, 200),
-        title=f"{letter.one_line(task, 200)} failed",
-        reason=letter.one_line(reason),
-        outcome=letter.one_line(reason),
-        arguments=[(letter.one_line(argument, 100), letter.clean(value))],
-        traceback=[(line, False) for line in letter.clean(reason).split("\n")],
-        output=letter.clean(output),
-        attachments=[Attachment(letter.file_name(name), 3, b"\r\n.")],
+        task=one_line(task, 200),
+        title=f"{one_line(task, 200)} failed",
+        reason=one_line(reason),
+        outcome=one_line(reason),
+        arguments=[(one_line(argument, 100), clean(value))],
+        traceback=[(line, False) for line in clean(reason).split("\n")],
+        output=clean(output),
+        attachments=[Attachment(file_name(name), 3, b"\r\n.")],
     )
     taken = deliver(ok, found)
     message = taken.message
@@ -193,13 +193,13 @@ def test_nothing_of_a_job_gets_into_the_headers_the_envelope_or_the_page(
         "application/octet-stream",
     ]
     # the id is there whatever stands before it
-    title = letter.one_line(found.title, 60)
-    reason = letter.one_line(found.reason, 123 - len(title))
-    subject = letter.one_line(f"{title}: {reason} [{found.job}]", 180)
+    title = one_line(found.title, 60)
+    reason = one_line(found.reason, 123 - len(title))
+    subject = one_line(f"{title}: {reason} [{found.job}]", 180)
     assert found.job in subject
     assert taken.subject == subject.replace("=?", "= ?")
     ((filename, content),) = taken.files.items()
-    assert (filename, content) == (letter.file_name(name), b"\r\n.")
+    assert (filename, content) == (file_name(name), b"\r\n.")
     assert re.fullmatch(r"[\w+()-][\w.()+ -]{0,101}", filename)
     assert "<script" not in taken.html
     assert "<img" not in taken.html
@@ -213,7 +213,7 @@ def test_nothing_of_a_job_gets_into_the_headers_the_envelope_or_the_page(
 
 @given(st.text())
 def test_a_subject_is_folded_and_read_again_as_it_was(text):
-    line = letter.one_line(text, 180).replace("=?", "= ?")
+    line = one_line(text, 180).replace("=?", "= ?")
     message = EmailMessage(policy=letter.POLICY)
     message["Subject"] = line
     raw = message.as_bytes()
@@ -384,8 +384,8 @@ def test_names_of_files_are_names(tmp_path):
         ("x" * 500 + ".txt", "x" * 80 + ".txt"),
         ("Schuß 7 – 日本.txt", "Schuß 7 _ 日本.txt"),
     ):
-        assert letter.file_name(name) == found
-        (tmp_path / letter.file_name(name)).touch()
+        assert file_name(name) == found
+        (tmp_path / file_name(name)).touch()
     assert len(os.listdir(tmp_path)) == 7
 
 

@@ -151,6 +151,7 @@ FLOORS = [
         "currentjob",
         "session",
         "outbox",
+        "facts",
         "letter",
         "mail",
         "filerows",

@@ -120,6 +120,7 @@ def missing(settings: Settings, tasks: list[dict[str, Any]]) -> list[str]:
 
 def _test(settings: Settings, as_json: bool) -> int:
     from forkrunner import jsonpages, letter, mail, terminal
+    from forkrunner.facts import Facts, versions
     from forkrunner.ids import new_id
 
     problems = [] if settings.mail_to else ["mail_to is not set: a test mail has nobody to go to"]
@@ -128,9 +129,9 @@ def _test(settings: Settings, as_json: bool) -> int:
     taken: list[str] = []
     way = settings.shown("mail_url")
     if not problems:
-        facts = letter.Facts(kind="test", id=new_id(), thread="0" * 32, title="forkrunner can send mail")
+        facts = Facts(kind="test", id=new_id(), thread="0" * 32, title="forkrunner can send mail")
         facts.outcome = f"This is a test, sent by way of {way}."
-        facts.versions = letter.versions()
+        facts.versions = versions()
         try:
             sent = mail.send(letter.write(facts, settings, settings.mail_to), settings.mail_to, settings)
             taken = sent.taken
