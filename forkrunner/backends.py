@@ -98,9 +98,11 @@ class Folder:
     def try_out(self) -> None:
         """See whether files could be kept; nothing is made, since somebody else may look than who will use it."""
         path = self.path.rstrip("/") or "/"
+        # as `_make_folder` has it
+        with_parents = path.startswith(data_folder())
         if not os.path.lexists(path):
             path = os.path.dirname(path) or "."
-            while path.startswith(data_folder().rpartition("/")[0]) and not os.path.exists(path):
+            while with_parents and path != "/" and not os.path.exists(path):
                 path = os.path.dirname(path)
         if not stat.S_ISDIR(os.stat(path).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
