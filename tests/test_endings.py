@@ -716,9 +716,8 @@ def test_is_cancelled_while_it_runs(bed: Bed) -> None:
     bed.stop(supervisor)
 
 
-def test_kills_its_mold(sqlite_bed: Bed) -> None:
+def test_kills_its_mold(bed: Bed) -> None:
     """Its neighbours are run again; it itself is, up to the cap."""
-    bed = sqlite_bed
     supervisor = bed.start(log_level="warning", ready=False)
     neighbour = bed.put("hold", {"path": bed.path("go")}, options={"max_crashes": 100})
     bed.wait_noted("start", neighbour)
@@ -732,9 +731,8 @@ def test_kills_its_mold(sqlite_bed: Bed) -> None:
     bed.stop(supervisor)
 
 
-def test_kills_its_supervisor(sqlite_bed: Bed) -> None:
+def test_kills_its_supervisor(bed: Bed) -> None:
     """Whoever restarts it is not kept busy with that for ever."""
-    bed = sqlite_bed
     id = bed.put("kill_others", {"generations": 2}, options={"max_crashes": 2})
     for _ in range(2):
         supervisor = bed.start(log_level="warning", ready=False)
@@ -747,8 +745,8 @@ def test_kills_its_supervisor(sqlite_bed: Bed) -> None:
 
 
 @pytest.mark.alone
-def test_is_killed_by_the_kernel_for_want_of_memory(cli: Cli, sqlite_database: str) -> None:
-    with memory_cgroup(150 << 20) as join, Bed(cli, sqlite_database) as bed:
+def test_is_killed_by_the_kernel_for_want_of_memory(cli: Cli, database: str) -> None:
+    with memory_cgroup(150 << 20) as join, Bed(cli, database) as bed:
         need("cgroups", join, "no control group with a limit of memory can be made")
         assert join is not None
         supervisor = bed.start(before=f"open({join!r}, 'w').write(str(os.getpid()))")

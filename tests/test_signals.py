@@ -107,9 +107,8 @@ def test_term_while_a_job_runs_past_the_grace_period(bed: Bed, task: str) -> Non
     bed.stop(supervisor)
 
 
-def test_term_five_times(sqlite_bed: Bed) -> None:
+def test_term_five_times(bed: Bed) -> None:
     """The second one kills; no more is needed, and no more harms."""
-    bed = sqlite_bed
     supervisor = bed.start(grace_period=1000, grace=0.5)
     id = bed.put("hold", {"path": bed.path("never")})
     bed.wait_noted("start", id)
@@ -136,9 +135,8 @@ def test_term_until_it_is_gone(sqlite_bed: Bed) -> None:
 
 
 @pytest.mark.parametrize("group", [False, True])
-def test_int_while_jobs_run(sqlite_bed: Bed, group: bool) -> None:
+def test_int_while_jobs_run(bed: Bed, group: bool) -> None:
     """The running ones are ended now and counted; Ctrl-C in a terminal, which is for the group, does the same."""
-    bed = sqlite_bed
     supervisor = bed.start(slots=3, grace_period=1000, grace=0.5)
     id = bed.put("hold", {"path": bed.path("never")})
     stubborn = bed.put("hold_against_signals", {"path": bed.path("never")})
@@ -426,8 +424,7 @@ def test_kill_the_spares(sqlite_bed: Bed) -> None:
     bed.stop(supervisor)
 
 
-def test_kill_everybody_at_once(sqlite_bed: Bed) -> None:
-    bed = sqlite_bed
+def test_kill_everybody_at_once(bed: Bed) -> None:
     supervisor = bed.start(slots=2, lease=600)
     ids = bed.enqueue("hold", {"path": bed.path("go")}, count=2)
     bed.wait_noted("start", count=2)
@@ -442,9 +439,8 @@ def test_kill_everybody_at_once(sqlite_bed: Bed) -> None:
     bed.stop(supervisor)
 
 
-def test_kill_a_stopped_child(sqlite_bed: Bed) -> None:
+def test_kill_a_stopped_child(bed: Bed) -> None:
     """A stop by signal does not reach the ladder: TERM waits, KILL does not."""
-    bed = sqlite_bed
     supervisor = bed.start(grace=0.3)
     id = bed.put("hold", {"path": bed.path("never")}, options={"timeout": 0.5, "max_attempts": 1})
     (start,) = bed.wait_noted("start", id)
