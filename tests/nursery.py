@@ -26,9 +26,10 @@ def main() -> None:
     if pid == 0:
         try:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            # Ignored where a shell has put the whole run into the background.
+            # Ignored where a shell has put the whole run into the background, or nohup has.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             # A session of its own, so that a signal to its group does not reach the nursery.
             os.setsid()
             os.execvp(sys.argv[2], sys.argv[2:])
