@@ -1,9 +1,9 @@
 """The task that sends a mail. Runs in a child like any other task; the mold only holds the function.
 
-One mail, from the tables to a server: seal it (from then on it tells of the same for ever), read what it tells of, put it
-in words (`letter.py`), hand it over (`mail.py`), which tells at once who has it, so that it is written down. Whatever ends this process, another
-attempt goes on: whom a server has taken it for is not sent it again. Only where the process dies between the server's
-yes and our note of it, a mail arrives twice, with the same Message-ID.
+One mail, from the tables to a server: seal it (from then on it tells of the same for ever), read what it tells of
+(`facts.py`), put it in words (`letter.py`), hand it over (`mail.py`), which tells at once who has it, so that it is written
+down. Whatever ends this process, another attempt goes on: whom a server has taken it for is not sent it again. Only where
+the process dies between the server's yes and our note of it, a mail arrives twice, with the same Message-ID.
 """
 
 from __future__ import annotations

@@ -63,10 +63,10 @@ class Supervising(Access):
     def finish(self, endings: Sequence[Ending], *, now: datetime | None = None) -> dict[Key, State]:
         """Write how attempts ended, and what becomes of their rows; return those that it was that ended, with their state.
 
-        That is the ending's own, or `cancelled`: see `after`. One transaction. A row that is not busy any more under the ending's id, attempt and supervisor is left as it
-        is and its attempt is not written down: a late or double report changes nothing. Text is cleaned and cut to
-        what a database takes; an ending that is refused all the same is written without its details, and then the
-        endings go in several transactions.
+        That is the ending's own, or `cancelled`: see `after`. One transaction. A row that is not busy any more under the
+        ending's id, attempt and supervisor is left as it is and its attempt is not written down: a late or double report
+        changes nothing. Text is cleaned and cut to what a database takes; an ending that is refused all the same is
+        written without its details, and then the endings go in several transactions.
         """
         if not endings:
             return {}
