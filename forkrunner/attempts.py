@@ -72,8 +72,9 @@ class Attempts:
         #: When the endings are to be written, whatever else may end meanwhile.
         self.write_at = FOREVER
 
-    def start(self, claims: list[Claim]) -> None:
-        """Hand claimed jobs to the molds."""
+    def start(self, claims: list[Claim], *, beside: bool = False) -> None:
+        """Hand claimed jobs to the molds, `beside` the slots or ahead of a free one if there are more of them."""
+        slots = self.supervisor.settings.slots
         for claim in claims:
             mold = self.supervisor.molds.choose(claim.task)
             if mold is None:
@@ -96,6 +97,8 @@ class Attempts:
                 "started_at": claim.started_at.isoformat(),
                 "grace": self.supervisor.settings.grace if options.get("grace") is None else options["grace"],
             }
+            if not beside and self.busy > slots:
+                header["ahead"] = True
             if options.get("timeout") is not None:
                 header["timeout"] = options["timeout"]
             if limits := {name: options[name] for name in LIMITS if options.get(name)}:
@@ -110,12 +113,12 @@ class Attempts:
 
     def start_mails(self, claims: list[Claim]) -> None:
         """Hand claimed mails to a mold, beside the slots."""
-        self.start(claims)
+        self.start(claims, beside=True)
         self.mails |= {(claim.id, claim.attempt) for claim in claims} & self.running.keys()
 
     @property
     def busy(self) -> int:
-        """How many slots are taken."""
+        """How many jobs are claimed and have not ended: each takes a slot, or waits for the next."""
         return len(self.running) - len(self.mails)
 
     def ended(self, mold: Mold, facts: dict[str, Any], body: bytes) -> None:
@@ -192,6 +195,14 @@ class Attempts:
             self.mails.discard((header["id"], header["attempt"]))
         self.supervisor.rows.refused(clock.monotonic())
         self.log.emit("job.refused", id=header["id"], error=header["error"])
+
+    def returned(self, mold: Mold, header: dict[str, Any]) -> None:
+        """Give a job back that was claimed ahead and has not started; it counts as nothing."""
+        key = header["id"], header["attempt"]
+        if self.running.pop(key, None):
+            mold.busy -= 1
+            mold.jobs -= 1
+        self.supervisor.rows.returned(key)
 
     def give_back(self, mold: Mold, taken: int) -> None:
         """Take back what a dead mold has never read: it has never started, and counts as nothing.

@@ -10,7 +10,7 @@ supervisor → mold    `boot` once, first · `go` (settings, after `up`) · `run
                      `lease` (until when its children may live) · `ask` (whether it lives) ·
                      `end` (finish or kill all, then exit)
 mold → supervisor    `up` or `broken` once · `ended` (body: result, output) or `refused` for every `run`,
-                     exactly once · `runs` (which process it is), of each that is not over in a moment ·
+                     or `returned` (it was claimed ahead and did not start), exactly once · `runs` (which process it is), of each that is not over in a moment ·
                      `left` (a folder that it could not remove) · `alive`
 mold → child         `run`, the same frame, through a pipe
 child → mold         `outcome`, once, into a file that the mold reads when the child is dead:

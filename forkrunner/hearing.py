@@ -89,6 +89,7 @@ class Hearing:
         mold.link.tell(
             {
                 "kind": "go",
+                "slots": self.supervisor.settings.slots,
                 "spares": min(self.supervisor.settings.spares, self.supervisor.settings.slots),
                 "output_limit": self.supervisor.settings.output_limit,
                 "result_limit": self.supervisor.settings.result_limit,
@@ -129,6 +130,9 @@ class Hearing:
 
     def on_refused(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
         self.attempts.refused(mold, header)
+
+    def on_returned(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
+        self.attempts.returned(mold, header)
 
     def on_left(self, mold: Mold, header: dict[str, Any], body: bytes) -> None:
         self.supervisor.foundry.cannot_remove(header["path"])

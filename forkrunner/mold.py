@@ -7,7 +7,7 @@ stays thin: a fork costs in proportion to what this process has in memory, so no
 is imported here that a child does not need.
 
 Always true between two turns of the loop:
-(1) every `run` that came is answered by exactly one `ended` or `refused`;
+(1) every `run` that came is answered by exactly one `ended`, `refused` or `returned`;
 (2) this process has one thread at every fork, and no database connection ever;
 (3) a child that is neither in `children` nor the application's own, which it has started when it was imported, is a
     leftover of an ended job, and is killed;
@@ -22,6 +22,7 @@ import signal
 
 from . import cgroup, channel, child, clock, leaving, measure, process, safepoint, scratch, stacks
 from .account import Account
+from .ahead import Queue
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
 from .common import SIZE_OF_ALL, Commons
 from .current import current
@@ -74,6 +75,7 @@ class Mold:
         self.poll.watch(self.deaths.fileno())
         self.poll.watch(self.link)
         self.children = Children()
+        self.queue = Queue()
         self.inbox = channel.Inbox()
         self.outgoing = bytearray()
         # one mapping, since each fork copies what the kernel knows of each
@@ -97,6 +99,7 @@ class Mold:
                 self.receive()
             now = clock.monotonic()
             self.reap(now)
+            self.start_waiting(now)
             self.enforce_lease(now)
             self.observer.look(now)
             self.kill_overdue(now)
@@ -104,7 +107,7 @@ class Mold:
             self.fork_a_spare(now)
 
     def next_due(self) -> float:
-        due = min(self.children.next_due(), self.observer.due)
+        due = min(self.children.next_due(), self.observer.due, self.queue.due(len(self.children.busy)))
         if self.lease_until != FOREVER:
             # the lease is counted by the clock that goes on while the host sleeps
             due = min(due, clock.monotonic() + max(0.0, self.lease_until - clock.boottime()))
@@ -116,7 +119,7 @@ class Mold:
 
     def receive(self) -> None:
         try:
-            data = os.read(self.link, 1 << 18)
+            data = os.read(self.link, 1 << 16)
         except BlockingIOError:
             return
         except ConnectionResetError:  # as the end, with something of ours unread
@@ -130,14 +133,15 @@ class Mold:
                 jobs.append(message)
                 continue
             if jobs:  # what comes after a job may be about it
-                self.start(jobs, clock.monotonic())
+                self.take(jobs, clock.monotonic())
                 jobs = []
             getattr(self, "on_" + message[0]["kind"])(message[0])
         if jobs:
-            self.start(jobs, clock.monotonic())
+            self.take(jobs, clock.monotonic())
 
     def on_go(self, header: dict[str, Any]) -> None:
         self.spares = header["spares"]
+        self.queue.slots = header["slots"]
         self.observer.output_limit = header["output_limit"]
         self.place.result_limit = header["result_limit"]
         self.place.exit_timeout = header["exit_timeout"]
@@ -152,7 +156,11 @@ class Mold:
     def on_kill(self, header: dict[str, Any]) -> None:
         victim = self.children.find(header["id"], header["attempt"])
         if victim is None:
-            return  # it has ended meanwhile, and its `ended` is on the way
+            if waiting := self.queue.find(header["id"], header["attempt"]):
+                self.queue.remove(waiting)
+                self.ended_before(waiting, outcome=header["outcome"], error_message=header["sentence"])
+            # else it has ended meanwhile, and that is on the way
+            return
         now = clock.monotonic()
         self.wanted.resume(victim, now)
         if header["outcome"] == "cancelled":
@@ -163,6 +171,7 @@ class Mold:
 
     def on_leave(self, header: dict[str, Any]) -> None:
         """Ask what runs, and what will start, to leave at its next safe point."""
+        self.give_back(self.queue.clear())
         self.wanted.of_all = max(self.wanted.of_all, safepoint.WANTED[header["wish"]])
         self.wanted.ask_all(clock.monotonic())
 
@@ -170,11 +179,15 @@ class Mold:
         busy = self.children.find(header["id"], header["attempt"])
         if busy is not None:
             self.wanted.pause(busy, clock.monotonic())
+        elif waiting := self.queue.find(header["id"], header["attempt"]):
+            waiting["paused"] = True
 
     def on_resume(self, header: dict[str, Any]) -> None:
         busy = self.children.find(header["id"], header["attempt"])
         if busy is not None:
             self.wanted.resume(busy, clock.monotonic())
+        elif waiting := self.queue.find(header["id"], header["attempt"]):
+            waiting.pop("paused", None)
 
     def on_ask(self, header: dict[str, Any]) -> None:
         """Show that this loop turns."""
@@ -183,6 +196,7 @@ class Mold:
     def on_end(self, header: dict[str, Any]) -> None:
         """Take no more jobs; with an outcome given, end the running ones by the ladder as that."""
         self.ending = True
+        self.give_back(self.queue.clear())
         leaving.title(self.title + " (draining)")
         # not by a signal: jobs that came with this message must not be given to the dying
         for spare in self.children.spares:
@@ -197,6 +211,28 @@ class Mold:
                 self.children.condemn(victim, header["outcome"], header["sentence"], now)
 
     # ------------------------------------------------------------------------------ children
+
+    def take(self, jobs: list[child.Message], now: float) -> None:
+        """Start jobs; those that were claimed ahead wait until others have ended."""
+        self.queue.put([job for job in jobs if "ahead" in job[0]], now)
+        if at_once := [job for job in jobs if "ahead" not in job[0]]:
+            self.start(at_once, now)
+
+    def start_waiting(self, now: float) -> None:
+        """Start of those that wait as many as slots have become free, and give back who waits too long. Keeps (1)."""
+        if not self.queue:
+            return
+        if jobs := self.queue.take(len(self.children.busy), now):
+            self.start(jobs, now)
+            for job, _ in jobs:
+                if "paused" in job:
+                    self.on_pause(job)
+        self.give_back(self.queue.give_up(now))
+
+    def give_back(self, jobs: list[child.Message]) -> None:
+        """Give back what has not started."""
+        for job, _ in jobs:
+            self.tell({"kind": "returned", "id": job["id"], "attempt": job["attempt"]})
 
     def start(self, jobs: list[child.Message], now: float) -> None:
         """Give jobs to spares, and fork a child that has it in memory for each that is left. Keeps (1)."""
@@ -244,17 +280,17 @@ class Mold:
     def refuse(self, job: dict[str, Any]) -> None:
         """End an attempt that cannot begin: another try would find no task of that name either."""
         known = ", ".join(sorted(name for name in self.place.tasks if name != MAIL)) or "none"
-        self.tell(
-            {
-                "kind": "ended",
-                "id": job["id"],
-                "attempt": job["attempt"],
-                "outcome": "raised",
-                "error_type": "forkrunner.errors.TaskNotFound",
-                "error_message": f"no task {job['task']!r} is registered here; known: {known}",
-                "retry": False,
-            }
+        self.ended_before(
+            job,
+            outcome="raised",
+            error_type="forkrunner.errors.TaskNotFound",
+            error_message=f"no task {job['task']!r} is registered here; known: {known}",
+            retry=False,
         )
+
+    def ended_before(self, job: dict[str, Any], **facts: Any) -> None:
+        """Tell how an attempt ended that has had no process."""
+        self.tell({"kind": "ended", "id": job["id"], "attempt": job["attempt"], **facts})
 
     def prepare(self, message: child.Message | None) -> Prepared | None:
         """Make all that a child finds when it is forked; without files for it its job is given back, uncounted."""
@@ -403,6 +439,7 @@ class Mold:
         if self.lease_until == FOREVER or clock.boottime() < self.lease_until:
             return
         self.lease_until = FOREVER
+        self.give_back(self.queue.clear())
         for victim in list(self.children.busy.values()):
             self.children.condemn(victim, "requeued", "its supervisor could not renew its lease", now)
             victim.stage, victim.due = TERM, now

@@ -177,7 +177,8 @@ class Orders:
         if now >= self.stop_at and not self.killed:
             self.kill("the grace period is over", Outcome.REQUEUED)
         # with the database away the last endings cannot be written: their rows will be rescued
-        if not (self.attempts.running or self.attempts.endings) or (self.killed and now >= self.stop_due()):
+        left = self.attempts.running or self.attempts.endings or self.supervisor.rows.came_back
+        if not left or (self.killed and now >= self.stop_due()):
             self.finished = True
             self.log.emit(
                 "supervisor.stopped",

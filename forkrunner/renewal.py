@@ -103,6 +103,7 @@ class Renewal:
         self.attempts.mails.clear()
         self.attempts.endings.clear()
         self.supervisor.rows.in_doubt = False
+        self.supervisor.rows.came_back.clear()
         # here and now, for what would be claimed under the new name must not be handed to them; the next ones
         # hold the new lock
         self.supervisor.foundry.kill_all()

@@ -9,15 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import clock
+from .ahead import Pace
 from .molds import FOREVER
 
 if TYPE_CHECKING:
+    from .records import Key
     from .supervisor import Supervisor
 
 #: While attempts run, two transactions are this far apart, so that several endings share one, seconds.
-_GATHER = 0.014
-#: Share of the slots whose endings make a transaction due at once.
-_FULL = 0.7
+_GATHER = 0.01
+#: Share of the jobs that may be claimed whose endings make a transaction due at once: the others keep the slots busy
+#: until the answer is here.
+_FULL = 0.3
 #: First pause between two looks when nothing wakes us; it grows to `poll_interval`.
 _IDLE_FIRST = 0.01
 #: While notifications are known to arrive, looking is a safety net only: so many times `poll_interval`.
@@ -40,28 +43,34 @@ class Rows:
         #: A job could not be started: nothing is claimed before, whatever slots are free.
         self.crowded_until = 0.0
         self.last_turn = 0.0
+        self.pace = Pace()
+        #: What molds have given back of what was claimed ahead, and the database does not know of yet.
+        self.came_back: set[Key] = set()
         self.idle_pause = _IDLE_FIRST
 
-    def free_slots(self) -> int:
+    def most(self) -> int:
+        """Say how many jobs may be claimed at the same time: one for each slot, and while they end fast some ahead."""
+        slots = self.supervisor.settings.slots
+        # a mold knows only of its own jobs how many run
+        return slots + self.pace.ahead(slots, clock.monotonic()) if len(self.supervisor.molds) == 1 else slots
+
+    def free(self) -> int:
+        """Say how many may be claimed now."""
         if self.supervisor.orders.quiet or not self.supervisor.molds.take_jobs():
             return 0
+        most = self.most()
         # endings that pile up because the database is away keep slots: we must not run ever more
-        return max(
-            0,
-            self.supervisor.settings.slots
-            - self.attempts.busy
-            - max(0, len(self.attempts.endings) - self.supervisor.settings.slots),
-        )
+        return max(0, most - self.attempts.busy - max(0, len(self.attempts.endings) - most))
 
     def due(self) -> float:
         """Say when rows are to be written or claimed next: one transaction does both."""
-        due = max(self.look_at, self.crowded_until) if self.free_slots() else FOREVER
+        due = max(self.look_at, self.crowded_until) if self.free() else FOREVER
         if self.in_doubt:
             due = 0.0
         if self.attempts.endings:
             due = min(due, self.attempts.write_at)
-            # nothing else runs, or most slots wait: no reason to gather any longer
-            if not self.attempts.busy or len(self.attempts.endings) >= self.supervisor.settings.slots * _FULL:
+            # nothing else runs, or soon nothing will: no reason to gather any longer
+            if not self.attempts.busy or len(self.attempts.endings) >= self.most() * _FULL:
                 return 0.0
         return max(due, self.last_turn + _GATHER) if self.attempts.busy else due
 
@@ -73,7 +82,8 @@ class Rows:
             return
         store, supervisor = self.supervisor.store, self.supervisor.lease.id
         batch = store.batch(self.attempts.endings)
-        free = self.free_slots() if now >= self.crowded_until else 0
+        self.pace.see([seconds for one in batch if (seconds := one.attempt.run_seconds) is not None], now)
+        free = self.free() if now >= self.crowded_until else 0
         queues = self.supervisor.settings.queues or None
         # until the answer is here we do not know what was committed
         self.in_doubt = free > 0
@@ -108,6 +118,12 @@ class Rows:
         self.in_doubt = True  # what is busy under our id and does not run is given back
         self.crowded_until = now + _CROWDED
 
+    def returned(self, key: Key) -> None:
+        """Give back what was claimed ahead and did not start."""
+        self.came_back.add(key)
+        self.in_doubt = True
+        self.pace.stop()
+
     def next_look(self) -> float:
         """Say when to look for due jobs again if nothing wakes us; all that was due is ours."""
         if self.supervisor.waking.works():
@@ -130,6 +146,11 @@ class Rows:
         strays = self.supervisor.store.busy(self.supervisor.lease.id) - self.attempts.running.keys() - kept
         if strays:
             self.supervisor.store.release(self.supervisor.lease.id, list(strays))
-            self.log.emit("claims.given_back", count=len(strays))
+            # of what was claimed ahead that is nothing to speak of
+            if others := len(strays - self.came_back):
+                self.log.emit("claims.given_back", count=others)
+            if len(strays) > others:
+                self.log.emit("claims.returned", count=len(strays) - others)
+        self.came_back.clear()
         self.in_doubt = False
         return True

@@ -15,7 +15,7 @@ Always true between two lines of the loop:
 (2) an attempt leaves `running` when the mold says how it ended, and its ending stays in
     `endings` until a transaction that contains it was committed;
 (3) no transaction is open;
-(4) no more jobs are claimed than there are free slots;
+(4) no more jobs run than there are slots, and no more are claimed than run, or will in a moment: see `ahead.py`;
 (5) while the database is away nothing is claimed, nothing is rescued, nothing is forgotten;
 (6) whoever rescues deletes the dead supervisor's row first: its late writes then find nothing.
 """
@@ -254,7 +254,9 @@ class Supervisor:
                 now - self.title_at + _TITLE_EVERY, _TITLE_EVERY
             )
             stage = "" if self.orders.stage == "serving" else f"{self.orders.stage}, "
-            leaving.title(f"supervisor {self.target} [{stage}{self.attempts.busy} busy, {rate:.0f} done/s]")
+            leaving.title(
+                f"supervisor {self.target} [{stage}{min(self.attempts.busy, self.settings.slots)} busy, {rate:.0f} done/s]"
+            )
             self.title_count, self.title_at = self.attempts.ended_count, now + _TITLE_EVERY
 
     def ask(self, work: Callable[[], T]) -> T | None:

@@ -98,6 +98,7 @@ FLOORS = [
         "typed",
         "children",
         "channel",
+        "ahead",
         "verdict",
         "outage",
         "molds",

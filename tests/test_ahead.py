@@ -1,0 +1,221 @@
+"""Jobs claimed ahead: the bookkeeping by itself, and what becomes of them when they cannot start."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from forkrunner.ahead import FOREVER, PATIENCE, Pace, Queue
+from forkrunner.job import State
+
+from .running import LONG, Bed
+from .support import wait_until
+
+# ------------------------------------------------------------------------------ bookkeeping
+
+
+def test_without_any_that_have_ended_nothing_is_claimed_ahead():
+    assert Pace().ahead(16, 100.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("each", "most"), [(0.0, 48), (0.001, 48), (0.005, 48), (0.01, 32), (0.1, 3), (1.0, 0), (3600, 0)]
+)
+def test_as_many_are_claimed_ahead_as_end_until_the_next_claim(each, most):
+    pace = Pace()
+    pace.see([each, each], 100.0)
+    assert pace.ahead(16, 100.0) == most
+
+
+def test_a_long_one_among_the_short_counts():
+    pace = Pace()
+    pace.see([0.001] * 15 + [10.0], 100.0)
+    assert pace.ahead(16, 100.0) == 0
+
+
+def test_a_turn_in_which_none_has_ended_changes_nothing_and_time_makes_it_forget():
+    pace = Pace()
+    pace.see([0.001], 100.0)
+    pace.see([], 100.05)
+    assert pace.ahead(2, 100.05) > 0
+    assert pace.ahead(2, 100.2) == 0
+
+
+def test_it_stops_when_what_was_claimed_ahead_has_not_started():
+    pace = Pace()
+    pace.see([0.001], 100.0)
+    pace.stop()
+    assert pace.ahead(2, 100.0) == 0
+
+
+def jobs(*names):
+    return [({"id": name, "attempt": 1}, b"{}") for name in names]
+
+
+@pytest.fixture
+def queue():
+    queue = Queue()
+    queue.slots = 4
+    return queue
+
+
+def test_an_empty_queue_is_never_due(queue):
+    assert not queue
+    assert queue.due(0) == FOREVER
+    assert queue.take(0, 100.0) == [] == queue.give_up(100.0)
+
+
+def test_they_start_in_their_order_when_half_of_the_slots_are_free(queue):
+    a, b, c = jobs("a", "b", "c")
+    queue.put([a, b, c], 100.0)
+    assert queue.due(2) == 0.0
+    assert queue.take(2, 100.0) == [a, b]
+    assert queue.take(4, 100.0) == []
+    assert queue.take(0, 100.0) == [c]
+    assert not queue
+
+
+def test_where_fewer_are_free_one_waits_a_moment_for_company(queue):
+    (a,) = jobs("a")
+    queue.put([a], 100.0)
+    assert queue.take(3, 100.0) == []
+    due = queue.due(3)
+    assert 100.0 < due < 100.0 + PATIENCE
+    assert queue.take(3, due) == [a]
+
+
+def test_what_waits_too_long_is_given_up_and_what_came_later_is_not(queue):
+    a, b = jobs("a", "b")
+    queue.put([a], 100.0)
+    queue.put([b], 100.02)
+    assert queue.due(4) == 100.0 + PATIENCE
+    assert queue.give_up(100.0 + PATIENCE / 2) == []
+    assert queue.give_up(100.0 + PATIENCE) == [a]
+    assert queue.clear() == [b]
+    assert not queue
+
+
+def test_one_that_waits_is_found_and_removed(queue):
+    a, b = jobs("a", "b")
+    queue.put([a, b], 100.0)
+    assert queue.find("b", 2) is None
+    assert queue.find("b", 1) is b[0]
+    queue.remove(b[0])
+    assert queue.clear() == [a]
+
+
+# ------------------------------------------------------------------------------ processes
+
+
+def most_at_once(bed: Bed) -> int:
+    """Return how many attempts ran at the same time, by their rows."""
+    spans = bed.query("select started_at, finished_at from forkrunner_attempts")
+    # where one begins in the very moment in which another ends they do not overlap
+    steps = sorted([(end, -1) for _, end in spans] + [(start, 1) for start, _ in spans])
+    most = now = 0
+    for _, step in steps:
+        now += step
+        most = max(most, now)
+    return most
+
+
+def claimed_ahead(bed: Bed, slots: int) -> bool:
+    """Wait until more jobs are claimed than there are slots."""
+    end = time.monotonic() + LONG
+    while time.monotonic() < end:
+        ((busy,),) = bed.query("select count(*) from forkrunner_jobs where state = 'busy'")
+        if busy > slots:
+            return True
+    return False
+
+
+def test_never_more_run_than_there_are_slots(bed: Bed) -> None:
+    bed.enqueue("noop", count=1500)
+    supervisor = bed.start(slots=4, log_level="info")
+    assert claimed_ahead(bed, 4)
+    bed.wait_counts(done=1500)
+    assert most_at_once(bed) <= 4
+    assert bed.query("select count(*), max(attempt) from forkrunner_attempts") == [(1500, 1)]
+    bed.stop(supervisor)
+
+
+def test_what_was_claimed_ahead_of_long_jobs_is_given_back(bed: Bed) -> None:
+    """Two slots, and behind many short jobs two that hold them: the others are pending again, and count as nothing."""
+    bed.enqueue("noop", count=300)
+    held = bed.enqueue("hold", {"path": bed.path("go")}, count=2)
+    behind = bed.enqueue("noop", count=50)
+    supervisor = bed.start(slots=2, log_level="debug")
+    for id in held:
+        bed.wait_noted("start", id)
+    bed.wait_counts(busy=2, pending=50, done=300)
+    supervisor.wait_log("jobs that were claimed ahead of a free slot were given back")
+    rows = [bed.row(id) for id in behind]
+    assert {(row.state, row.attempt, row.tries, row.crashes, row.started_at) for row in rows} == {
+        (State.PENDING, 0, 0, 0, None)
+    }
+    bed.let_go()
+    bed.wait_counts(done=352)
+    assert bed.query("select count(*), max(attempt) from forkrunner_attempts") == [(352, 1)]
+    assert most_at_once(bed) <= 2
+    bed.stop(supervisor)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
+def test_a_supervisor_ends_while_jobs_wait_ahead(bed: Bed, signum: int) -> None:
+    """Nothing is lost, and TERM and QUIT count as nothing for what has not started."""
+    bed.enqueue("noop", count=3000)
+    supervisor = bed.start(slots=4, log_level="info")
+    assert claimed_ahead(bed, 4)
+    supervisor.signal(signum)
+    supervisor.wait(LONG)
+    supervisor.wait_gone()
+    if signum != signal.SIGKILL:
+        bed.nothing_left()
+        ((lost,),) = bed.query(
+            "select count(*) from forkrunner_attempts where outcome not in ('done', 'requeued')"
+        )
+        assert lost == 0
+    second = bed.start(slots=4, log_level="info")
+    bed.wait_counts(done=3000)
+    bed.stop(second)
+
+
+def test_a_reload_while_jobs_wait_ahead(bed: Bed) -> None:
+    bed.enqueue("noop", count=2500)
+    supervisor = bed.start(slots=4, log_level="info")
+    assert claimed_ahead(bed, 4)
+    supervisor.signal(signal.SIGHUP)
+    supervisor.wait_log(r"mold .* \(generation 2|gen(eration)? 2|mold 2")
+    bed.wait_counts(done=2500)
+    assert bed.query("select count(*) from forkrunner_attempts where outcome <> 'done'") == [(0,)]
+    bed.stop(supervisor)
+
+
+def test_one_that_waits_is_cancelled_without_a_process(sqlite_bed: Bed) -> None:
+    """Its supervisor is told while it is in the queue of the mold: the mold is stopped meanwhile."""
+    bed = sqlite_bed
+    bed.enqueue("noop", count=2000)
+    supervisor = bed.start(slots=2, log_level="info")
+    assert claimed_ahead(bed, 2)
+    mold = supervisor.wait_ps(r"forkrunner: mold jobs:runner gen \d+$")[0]
+    # what is busy now is told to the mold, which takes it up when it goes on, with the cancel behind it
+    import os
+
+    os.kill(mold, signal.SIGSTOP)
+    time.sleep(0.1)
+    busy = [row.id for row in bed.store.list(state=State.BUSY, limit=1000)]
+    for id in busy:
+        bed.store.cancel(id, reason="not any more", actor=None)
+    time.sleep(2)
+    os.kill(mold, signal.SIGCONT)
+    wait_until(lambda: not any(bed.row(id).state is State.BUSY for id in busy), LONG)
+    bed.wait_counts(pending=0, busy=0)
+    ended = [bed.row(id) for id in busy]
+    assert {row.state for row in ended} <= {State.DONE, State.CANCELLED}
+    without = bed.query(
+        "select count(*) from forkrunner_attempts where outcome = 'cancelled' and pid is null"
+    )
+    assert without[0][0] > 0, ended
+    bed.stop(supervisor)
