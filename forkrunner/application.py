@@ -13,23 +13,24 @@ import sys
 from . import (
     currentjob,  # noqa: F401 - loaded before the forks for tasks that ask for it
     descriptors,
-    leaving,
     loglines,
     places,  # noqa: F401 - for tasks that tell their progress
     process,
     stacks,
+    streams,
 )
-from .child import Place, rehearse
+from .child import Place, flush_all
 from .current import current
 from .errors import TargetError
 from .hooks import run_before_fork
 from .memory import trim_memory, use_huge_pages
 from .postman import internal_tasks
+from .rehearsal import rehearse
 from .safety import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from typing import Any
 
     from .runner import Runner
@@ -125,7 +126,8 @@ def settle(runner: Runner, boot: dict[str, Any], keep: Collection[int], watch: W
     place = make_place(runner, boot["target"], keep, watch, allow_threads)
     stacks.report_stacks_to(place.report_fd)
     descriptors.line_buffered()
-    leaving.flush_all()
+    flush_all()
+    streams.watch()
     gc.collect()
     trim_memory()
     # after the collection, which empties the interpreter's free lists
@@ -150,14 +152,17 @@ def make_place(
     place = Place(runner, reserved)
     place.tasks = {**runner.tasks, **own}
     current.runner = runner
+    reconnect: list[Callable[[], Any]] = []
     shared = [fd for fd, _ in descriptors.sockets_and_databases() if fd not in keep]
     if shared:
-        place.reconnect.append(lambda: descriptors.shield(shared))
+        reconnect.append(lambda: descriptors.shield(shared))
     for engine in _engines():
-        place.reconnect.append(functools.partial(engine.dispose, close=False))
+        reconnect.append(functools.partial(engine.dispose, close=False))
     numpy = sys.modules.get("numpy")
     if numpy is not None:  # its global generator would give every child the same numbers
-        place.reconnect.append(numpy.random.seed)
+        reconnect.append(numpy.random.seed)
+    # else nothing: a list would be a page more for each child
+    place.reconnect = tuple(reconnect)
     place.unsafe = look_for_trouble(watch)
     problem = None if allow_threads else threads_in(place.unsafe)
     if problem:

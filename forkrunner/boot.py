@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import channel, descriptors, leaving, process, stacks
+from . import channel, descriptors, process, stacks, streams, titles
 from .application import load, settle
 from .errors import ForkrunnerError, TargetError
 from .memory import prefer_as_victim
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Entry point of the mold's interpreter: `python -c … CHANNEL PARENT`."""
+    """Entry point of the mold's interpreter: `python -c … CHANNEL PARENT ROOM`."""
     link, parent = int(sys.argv[1]), int(sys.argv[2])
+    del sys.argv[3:]  # TITLE_ROOM
     process.tie_to(parent)
     process.adopt_orphans()
     # and its children, which inherit it
@@ -33,8 +34,9 @@ def main() -> None:
     for name in boot["unset"]:
         del os.environ[name]
     title = f"mold {boot['target']} gen {boot['generation']}"
-    leaving.title(title)
-    leaving.share_title()
+    titles.share()
+    titles.show(title)
+    streams.install()
     # of an import that crashes or hangs; the children's go elsewhere
     stacks.report_stacks_to(2)
     try:
@@ -46,7 +48,7 @@ def main() -> None:
     except ForkrunnerError as error:
         _send_all(link, channel.pack({"kind": "broken", "error": str(error), **error.facts}))
         process.exit_now(2)
-    leaving.title(title)  # again, after the rehearsal
+    titles.show(title)  # again, after the rehearsal
     tasks = {task.name: task.policy() for task in runner.tasks.values()}
     up = {"kind": "up", "tasks": tasks, "code": runner.code, "unsafe": place.unsafe}
     if boot.get("watch"):

@@ -12,13 +12,26 @@ if TYPE_CHECKING:
 
 
 class Current:
-    __slots__ = ("arguments", "board", "commons", "job", "mold", "place", "runner", "told", "work")
+    __slots__ = (
+        "arguments",
+        "board",
+        "commons",
+        "job",
+        "mold",
+        "place",
+        "printed",
+        "runner",
+        "stderr",
+        "stdout",
+        "told",
+        "work",
+    )
 
     def __init__(self) -> None:
         #: Header of the running job, as it came from the supervisor; None outside of a child.
         self.job: dict[str, Any] | None = None
         #: Its arguments as they are in the row, JSON.
-        self.arguments = b"{}"
+        self.arguments = b""
         #: Set in the mold, before the forks: its pid, and the memory that it shares with its children (`safepoint.py`).
         self.mold = 0
         self.board: memoryview | None = None
@@ -28,6 +41,10 @@ class Current:
         self.place: dict[str, Any] | None = None
         #: The job has told its progress, which now is somewhere.
         self.told = False
+        #: Something may be held back in standard output or error, which are these two (`streams.py`).
+        self.printed = True
+        self.stdout: Any = None
+        self.stderr: Any = None
         #: Whose tasks these are, known before the fork; and its session (`session.Work`) once it has asked for one.
         self.runner: Any = None
         self.work: Any = None

@@ -24,7 +24,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import clock, identity, leaving, process, surroundings
+from . import clock, identity, process, surroundings, titles
 from .changes import Changes
 from .events import Log
 from .lifeline import VARIABLE, names, send
@@ -371,7 +371,7 @@ class Keeper:
         self.generation += 1
         if self.changes is not None:
             self.changes.differ()
-        leaving.title(f"keeper {self.command['target']}")
+        titles.show(f"keeper {self.command['target']}")
         self.note()
 
 
@@ -430,5 +430,5 @@ def main() -> None:
     except OSError as error:
         print(f"forkrunner is not started with the web server: {error}", file=sys.stderr)  # noqa: T201
         return
-    leaving.title("keeper")
+    titles.show("keeper")
     Keeper(home, lock).run(words.encode())

@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import channel, process, survivors
+from . import channel, process, survivors, titles
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -33,7 +33,7 @@ class MoldLink:
         self.told = 0
         self._inbox = channel.Inbox()
         self._outgoing = bytearray()
-        argv = [sys.executable, "-c", _CODE, str(theirs.fileno()), str(os.getpid())]
+        argv = [sys.executable, "-c", _CODE, str(theirs.fileno()), str(os.getpid()), titles.ROOM]
         # else each child looks up anew each function of a library that it calls; not for the jobs' own programs
         extra = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
         environment = os.environ | extra | {survivors.VARIABLE: survivors.mark()}

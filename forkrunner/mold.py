@@ -20,7 +20,7 @@ import errno
 import os
 import signal
 
-from . import cgroup, channel, child, clock, leaving, measure, process, safepoint, scratch, stacks
+from . import cgroup, channel, child, clock, measure, process, safepoint, scratch, stacks, titles
 from .account import Account
 from .ahead import Queue
 from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
     #: A child that was reaped, its wait status, and what it used.
     Death = tuple[Child, int, Any]
-    #: What is made before a fork: what the child finds, its output and report files.
-    Prepared = tuple[child.Start, int, int]
 
 #: What the pipe of a spare takes at once; a longer job gets a child that inherits it.
 _PIPE_SIZE = 60_000
@@ -197,7 +195,7 @@ class Mold:
         """Take no more jobs; with an outcome given, end the running ones by the ladder as that."""
         self.ending = True
         self.give_back(self.queue.clear())
-        leaving.title(self.title + " (draining)")
+        titles.show(self.title + " (draining)")
         # not by a signal: jobs that came with this message must not be given to the dying
         for spare in self.children.spares:
             self.leftovers.expect(spare.pid)
@@ -292,7 +290,7 @@ class Mold:
         """Tell how an attempt ended that has had no process."""
         self.tell({"kind": "ended", "id": job["id"], "attempt": job["attempt"], **facts})
 
-    def prepare(self, message: child.Message | None) -> Prepared | None:
+    def prepare(self, message: child.Message | None) -> child.Prepared | None:
         """Make all that a child finds when it is forked; without files for it its job is given back, uncounted."""
         output = -1
         try:
@@ -305,26 +303,11 @@ class Mold:
             message[0]["common"] = output
         return child.start_of(self.place, message), output, report
 
-    def fork(self, prepared: list[Prepared]) -> list[int]:
-        """Fork a child for each; fewer pids than asked for if no process is to be had: the others are given back.
-
-        The loop is all that this process does between two forks of a burst, with every name bound before it: each
-        object that is touched is in a page that is shared with the child before, and copied.
-        """
-        place, main, dup2, fork = self.place, child.main, os.dup2, process.fork
-        report_fd = place.report_fd
+    def fork(self, prepared: list[child.Prepared]) -> list[int]:
+        """Fork a child for each; fewer pids than asked for if no process is to be had: the others are given back."""
         pids: list[int] = []
-        note = pids.append
         try:
-            for start, output, report in prepared:
-                # here and not in the child, where each call costs copied pages
-                dup2(output, 1)
-                dup2(output, 2)
-                dup2(report, report_fd, False)
-                pid = fork()
-                if pid == 0:
-                    main(place, start)
-                note(pid)
+            child.fork_each(self.place, prepared, pids, process.fork, os.dup2)
         except OSError as error:
             for start, output, report in prepared[len(pids) :]:
                 self.cannot_start(start[0], error, output, report)

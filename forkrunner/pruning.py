@@ -104,15 +104,15 @@ def prune_content(store: Store, storage: Storage, done: Pruned, *, grace: float 
 def main() -> None:
     """Prune once, for a supervisor: its settings are in the environment, and what is to be said goes into its log."""
     from .events import Log
-    from .leaving import title
     from .sources import load
     from .storage import open_storage
     from .store import Store
+    from .titles import show
 
     # with the terminal's Ctrl-C, or with its supervisor, it simply ends
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.nice(10)
-    title("prune")
+    show("prune")
     settings = load()
     log = Log(settings.log_level, settings.log_format)
     store = Store(settings.database, notify=False, timeout=settings.store_timeout)

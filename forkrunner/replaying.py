@@ -14,7 +14,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import channel, child, clock, descriptors, leaving, process, scratch, signals, stacks
+from . import channel, child, clock, descriptors, process, scratch, signals, stacks, titles
 from .account import read_report
 from .application import make_place
 from .children import TERM
@@ -32,9 +32,8 @@ from .understudy import NotReady, ReplayFiles, Understudy
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .child import Message
+    from .child import Message, Prepared
     from .children import Child
-    from .mold import Prepared
     from .records import Row
     from .runner import Runner
 
@@ -259,7 +258,7 @@ class Stage(Mold):
             return None
         _, output, report = prepared
         return (
-            (message, leaving.title_bytes(f"replay {message[0]['id']} {message[0]['task']}"), None),
+            (message, titles.to_bytes(f"replay {message[0]['id']} {message[0]['task']}"), None),
             output,
             report,
         )
@@ -267,7 +266,7 @@ class Stage(Mold):
     def fork(self, prepared: list[Prepared]) -> list[int]:
         ((start, _, report),) = prepared
         os.dup2(report, self.place.report_fd, inheritable=False)
-        leaving.flush_all()
+        child.flush_all()
         pid = process.fork()
         if pid == 0:
             if self.relay_end >= 0:

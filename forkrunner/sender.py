@@ -35,8 +35,8 @@ from .common import (
     place_of_this_process,
 )
 from .current import current
-from .leaving import title
 from .places import ProgressFiles, sink
+from .titles import show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ class Sender:
                 self.waiting = said
         if not self.is_helper:
             far = "" if self.fraction is None else f", {self.fraction:.0%}"
-            title(f"job {self.job['id']} {self.job['task']} attempt {self.job['attempt']}{far}")
+            show(f"job {self.job['id']} {self.job['task']} attempt {self.job['attempt']}{far}")
 
     def _found_nobody(self, now: float) -> None:
         self.numbers[TROUBLE] = 1.0

@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import __version__, clock, descriptors, handover, leaving, process, survivors, temporary
+from . import __version__, clock, descriptors, handover, process, survivors, temporary, titles
 from .attempts import Attempts
 from .errors import StoreError, StoreUnavailable
 from .foundry import Foundry
@@ -149,7 +149,7 @@ class Supervisor:
 
     def boot(self) -> None:
         """Start the molds, learn the application's settings, take a lease, say so."""
-        leaving.title(f"supervisor {self.target}")
+        titles.show(f"supervisor {self.target}")
         while not self.molds.ready():
             self.keep_molds(clock.monotonic())
             self.poll.wait(self.foundry.next_due(self.settings) - clock.monotonic())
@@ -254,7 +254,7 @@ class Supervisor:
                 now - self.title_at + _TITLE_EVERY, _TITLE_EVERY
             )
             stage = "" if self.orders.stage == "serving" else f"{self.orders.stage}, "
-            leaving.title(
+            titles.show(
                 f"supervisor {self.target} [{stage}{min(self.attempts.busy, self.settings.slots)} busy, {rate:.0f} done/s]"
             )
             self.title_count, self.title_at = self.attempts.ended_count, now + _TITLE_EVERY

@@ -9,11 +9,11 @@ import os
 import shutil
 import sys
 
-from .child import leave_in
 from .current import current
 from .errors import ForkrunnerError
 from .filenames import safe_name
 from .filing import Files
+from .raising import leave_in
 from .session import Work  # before the fork: a task has not the time for it
 
 TYPE_CHECKING = False

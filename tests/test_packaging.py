@@ -56,7 +56,7 @@ LIBRARIES = {
     "jinja2": {"letter"},
     "click": {"cli", "commands", "invocation", "terminal"},
     "rich": {"terminal", "bars"},
-    "setproctitle": {"leaving"},
+    "setproctitle": {"titles"},
     "subprocess": {"process"},
     "multiprocessing": set(),
 }
@@ -111,7 +111,8 @@ FLOORS = [
     {
         "process",
         "libc",
-        "leaving",
+        "titles",
+        "streams",
         "signals",
         "stacks",
         "descriptors",
@@ -165,6 +166,8 @@ FLOORS = [
     {
         "application",
         "child",
+        "raising",
+        "rehearsal",
         "replaying",
         "understudy",
         "mold",
