@@ -24,7 +24,7 @@ import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     Header = dict[str, Any]
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _START = 18
 #: json.loads without its regular expressions for white space, of which we write none.
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+#: json.dumps makes one of these at each call.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 #: A header longer than this is not ours.
 _LONGEST_HEADER = 1 << 24
 
@@ -42,7 +44,7 @@ class Garbled(Exception):
 
 
 def pack(header: Header, body: bytes = b"") -> bytes:
-    return pack_raw(json.dumps(header, separators=(",", ":")).encode(), body)
+    return pack_raw(_encode(header).encode(), body)
 
 
 def pack_raw(head: bytes, body: bytes) -> bytes:
@@ -82,9 +84,14 @@ def length(data: bytes) -> int:
     return 0 if len(data) < _START else _sizes(data)[1]
 
 
-def _read(head: bytes) -> Header:
+def decode(head: bytes) -> Any:
+    """Read the JSON of a header; ValueError or StopIteration if it is none."""
+    return _scan(head.decode(), 0)[0]
+
+
+def _read(head: bytes, decode: Callable[[bytes], Any] = decode) -> Header:
     try:
-        header, _ = _scan(head.decode(), 0)
+        header = decode(head)
     except (ValueError, StopIteration):
         header = None
     if not isinstance(header, dict):
@@ -99,8 +106,10 @@ class Inbox:
         Garbled: what came is no frame; the stream cannot be read any further.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, decode: Callable[[bytes], Any] = decode) -> None:
+        """`decode` reads the JSON of a header, and raises as `decode` does if it is none."""
         self._data = bytearray()
+        self._decode = decode
 
     def feed(self, data: bytes) -> None:
         self._data += data
@@ -114,6 +123,6 @@ class Inbox:
             head, end = _sizes(self._data)
             if len(self._data) < end:
                 return
-            message = _read(bytes(self._data[_START:head])), bytes(self._data[head:end])
+            message = _read(bytes(self._data[_START:head]), self._decode), bytes(self._data[head:end])
             del self._data[:end]
             yield message

@@ -90,19 +90,23 @@ class Log:
         self._silent = {name for name, event in EVENTS.items() if LEVELS.index(event.level) < lowest}
         self.form = form
         self._lines: list[str] = []
+        #: The second that it is, and how that is written: formatting it costs as much as the rest of a line.
+        self._second, self._stamp = 0, ""
 
     def emit(self, name: str, **fields: Any) -> None:
         if name in self._silent:
             return
         event = EVENTS[name]
-        now = clock.utc()
         if self.form == "json":
             line = json.dumps(
-                {"at": now.isoformat(), "level": event.level, "event": name, **fields}, default=str
+                {"at": clock.utc().isoformat(), "level": event.level, "event": name, **fields}, default=str
             )
         else:
             words = event.text.format(**{key: _clean(value) for key, value in fields.items()})
-            line = f"{now:%Y-%m-%d %H:%M:%S} {event.level.upper():7} {words}"
+            second = int(clock.wall())
+            if second != self._second:
+                self._second, self._stamp = second, f"{clock.from_wall(second):%Y-%m-%d %H:%M:%S}"
+            line = f"{self._stamp} {event.level.upper():7} {words}"
         self._lines.append(line)
         if LEVELS.index(event.level) >= _AT_ONCE:
             self.flush()

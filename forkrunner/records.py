@@ -11,11 +11,14 @@ from datetime import datetime
 
 from .job import Next, Outcome, State
 
+# Nobody changes any of these. The three that a supervisor makes for each job are not frozen all the same: that would make
+# them three times as dear.
+
 #: Id of a job and number of its attempt.
 Key = tuple[str, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attempt:
     """One ended attempt: a row of `forkrunner_attempts`. Sizes in bytes, times in seconds."""
 
@@ -93,7 +96,7 @@ class File:
     token: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claim:
     """A row that this supervisor has just marked busy: what a child needs to run it."""
 
@@ -167,7 +170,7 @@ class Mail:
     delivered: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ending:
     """An attempt together with what becomes of its row: what `Store.finish` writes.
 

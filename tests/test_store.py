@@ -1242,7 +1242,7 @@ def threshold_of(connection) -> int | None:
 
 
 def test_statements_are_prepared_where_the_backend_is_ours(postgresql_database):
-    for role, threshold in (("supervisor", 2), ("client", None)):
+    for role, threshold in (("supervisor", 1), ("client", None)):
         store = Store(postgresql_database, role=role)
         store.migrate()
         with store._transactions.open().connect() as connection:
