@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import Connection, make_url
 
 from . import clock, revision
 from .database import Database
@@ -18,7 +19,7 @@ from .oldrows import OldRows
 from .outbox import Outbox
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
-from .statements import Statements
+from .statements import CHANNEL, Statements
 from .transactions import Transactions
 
 
@@ -51,6 +52,11 @@ class Access:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._database} {self.role}>"
+
+    def _wake(self, connection: Connection, payload: str = "") -> None:
+        """Tell supervisors that listen; on SQLite they see that the file was written to."""
+        if self.notify and not self._database.makes_itself:
+            connection.execute(sa.select(sa.func.pg_notify(CHANNEL, payload)))
 
     def check_schema(self) -> None:
         """See that the tables are there and of this release; an SQLite file is made if it is missing.

@@ -36,7 +36,7 @@ class Pace:
     def __init__(self) -> None:
         #: Mean of those that ended last, seconds, and when that was.
         self._each = FOREVER
-        self._seen = 0.0
+        self._seen = self._not_before = 0.0
 
     def see(self, seconds: Collection[float], now: float) -> None:
         """Take note of how long those took that have ended since the last time."""
@@ -44,13 +44,14 @@ class Pace:
             self._each = sum(seconds) / len(seconds)
             self._seen = now
 
-    def stop(self) -> None:
-        """Forget it: what was claimed ahead has not started."""
+    def stop(self, until: float = 0.0) -> None:
+        """Forget it: what was claimed ahead has not started; nothing more is before that time."""
         self._each = FOREVER
+        self._not_before = max(self._not_before, until)
 
     def ahead(self, slots: int, now: float) -> int:
         """Say how many to claim beyond the free slots."""
-        if now > self._seen + _FORGET:
+        if now > self._seen + _FORGET or now < self._not_before:
             return 0
         return int(slots * min(_REACH / max(self._each, 0.001), _MOST))
 
@@ -67,7 +68,10 @@ class Queue:
         return bool(self._jobs)
 
     def put(self, jobs: list[child.Message], now: float) -> None:
-        self._jobs += [(now, job) for job in jobs]
+        """Let these wait; the header of each says how many slots there are."""
+        for job in jobs:
+            self.slots = job[0]["ahead"]
+            self._jobs.append((now, job))
 
     def take(self, busy: int, now: float) -> list[child.Message]:
         """Return those that are to start now, while so many run."""

@@ -27,7 +27,7 @@ from .job import Outcome, State
 from .oldrows import Batch
 from .records import Attempt, File, New, Row, Standing
 from .schema import jobs
-from .statements import CHANNEL, JOB, STANDING, WISH
+from .statements import JOB, STANDING, WISH
 
 #: Of so many attempts is told what they cost.
 COSTS_OF = 10_000
@@ -291,10 +291,6 @@ class Asking(Access):
         return JobStateError(
             f"job {id} cannot be {verb}: expected it {expected}, it is {state}", id=id, state=State(state)
         )
-
-    def _wake(self, connection: Connection, payload: str = "") -> None:
-        if self.notify and not self._database.makes_itself:
-            connection.execute(sa.select(sa.func.pg_notify(CHANNEL, payload)))
 
 
 def _id(id: str) -> str:

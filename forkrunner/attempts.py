@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: An ending is never held back longer than this, seconds.
 _LONGEST_WAIT = 0.02
+#: After one was claimed ahead that must not wait, none is for so long, seconds.
+_ONCE = 5.0
 #: Characters of a job's error in a log line; the rest is in the row.
 _LONGEST_LINE = 500
 #: What is done is not run again, whatever its task declared.
@@ -82,6 +84,10 @@ class Attempts:
                 self.supervisor.rows.refused(clock.monotonic())
                 continue
             options = options_of(claim, mold.tasks)
+            if options.get("at_most_once") and not beside and self.busy >= slots:
+                # lost while it waits, it would count as begun
+                self.supervisor.rows.returned((claim.id, claim.attempt), _ONCE)
+                continue
             self.running[claim.id, claim.attempt] = run = Running(claim, options, mold)
             mold.busy += 1
             mold.jobs += 1
@@ -97,8 +103,10 @@ class Attempts:
                 "started_at": claim.started_at.isoformat(),
                 "grace": self.supervisor.settings.grace if options.get("grace") is None else options["grace"],
             }
-            if not beside and self.busy > slots:
-                header["ahead"] = True
+            if beside:
+                header["beside"] = True
+            elif self.busy > slots:
+                header["ahead"] = slots
             if options.get("timeout") is not None:
                 header["timeout"] = options["timeout"]
             if limits := {name: options[name] for name in LIMITS if options.get(name)}:

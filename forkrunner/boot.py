@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Entry point of the mold's interpreter: `python -c … CHANNEL PARENT ROOM`."""
     link, parent = int(sys.argv[1]), int(sys.argv[2])
-    del sys.argv[3:]  # TITLE_ROOM
+    del sys.argv[3:]  # titles.ROOM
     process.tie_to(parent)
     process.adopt_orphans()
     # and its children, which inherit it
@@ -50,7 +50,7 @@ def main() -> None:
         process.exit_now(2)
     titles.show(title)  # again, after the rehearsal
     tasks = {task.name: task.policy() for task in runner.tasks.values()}
-    up = {"kind": "up", "tasks": tasks, "code": runner.code, "unsafe": place.unsafe}
+    up = {"kind": "up", "tasks": tasks, "code": runner.code, "unsafe": place.unsafe, "queues": True}
     if boot.get("watch"):
         up["files"] = _own_files()
     _send_all(link, channel.pack(up))

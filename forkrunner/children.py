@@ -137,6 +137,8 @@ class Children:
         self.busy: dict[int, Child] = {}
         #: Those of the busy ones whose memory and CPU time are looked at.
         self.watched: dict[int, Child] = {}
+        #: How many of the busy ones take no slot: they send mail.
+        self.beside = 0
 
     def __len__(self) -> int:
         return len(self.spares) + len(self.busy)
@@ -144,6 +146,10 @@ class Children:
     def __iter__(self) -> Iterator[Child]:
         yield from self.busy.values()
         yield from self.spares
+
+    @property
+    def in_slots(self) -> int:
+        return len(self.busy) - self.beside
 
     def pids(self) -> set[int]:
         return {child.pid for child in self}
@@ -158,6 +164,8 @@ class Children:
             child.deadline = now + job["timeout"]
             child.due = child.near_at = child.deadline - margin(job["timeout"], child.grace)
         self.busy[child.pid] = child
+        if "beside" in job:
+            self.beside += 1
         if "limits" in job and not WATCHED.isdisjoint(job["limits"]):
             self.watched[child.pid] = child
 
@@ -220,6 +228,8 @@ class Children:
     def died(self, pid: int) -> Child | None:
         """Forget a dead child; None if the pid was none of ours (a leftover of some job)."""
         child = self.busy.pop(pid, None)
+        if self.beside and child is not None and child.job and "beside" in child.job:
+            self.beside -= 1
         if self.watched:
             self.watched.pop(pid, None)
         if child is None:

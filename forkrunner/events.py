@@ -70,7 +70,7 @@ EVENTS: dict[str, Event] = {
     "job.refused": Event("warning", "{id} could not be started and was given back: {error}"),
     "job.late": Event("warning", "{id} attempt {attempt}: the row had moved on, so its outcome {outcome} was not written"),
     "claims.given_back": Event("warning", "{count} claimed jobs that could not be started here were given back"),
-    "claims.returned": Event("debug", "{count} jobs that were claimed ahead of a free slot were given back: those before them run for long"),
+    "claims.returned": Event("debug", "{count} jobs that were claimed ahead of a free slot were given back"),
     "database.away": Event("error", "the database does not answer: {error}; running jobs go on, outcomes are kept"),
     "database.back": Event("info", "the database is back after {seconds:.1f} s, {kept} outcomes to be written"),
 }  # fmt: skip

@@ -66,6 +66,7 @@ class MoldState(msgspec.Struct):
     #: The mold's end of the channel, and how many bytes it was told; -1: from a release that did not keep it.
     theirs: int = -1
     told: int = 0
+    queues: bool = False
 
 
 class PlaceState(msgspec.Struct):
@@ -219,6 +220,7 @@ def gather(supervisor: Supervisor) -> State:
                 up=mold.up,
                 theirs=mold.link.theirs,
                 told=mold.link.told,
+                queues=mold.queues,
             )
             for mold in molds
         ],
@@ -285,7 +287,7 @@ def adopt(supervisor: Supervisor, state: State) -> None:
     for one in state.molds:
         link = MoldLink.adopt(one.pid, one.fd, one.theirs, one.unread, one.unsent, one.told)
         mold = molds.adopt(molds.places[one.place], one.generation, link, one.started, one.stage, one.tasks)
-        mold.busy, mold.jobs, mold.up = one.busy, one.jobs, one.up
+        mold.busy, mold.jobs, mold.up, mold.queues = one.busy, one.jobs, one.up, one.queues
         by_generation[one.generation] = mold
         foundry.poll.watch(link.fileno())
     for run in state.running:

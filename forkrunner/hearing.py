@@ -76,6 +76,7 @@ class Hearing:
             process.kill_tree(mold.link.pid)
             return
         before = self.supervisor.molds.up(mold, header["tasks"], clock.monotonic())
+        mold.queues = header.get("queues", False)
         self.supervisor.foundry.care_at = 0.0
         if before is not None:
             self.supervisor.foundry.retire(before, mold.place.reason)
@@ -89,7 +90,6 @@ class Hearing:
         mold.link.tell(
             {
                 "kind": "go",
-                "slots": self.supervisor.settings.slots,
                 "spares": min(self.supervisor.settings.spares, self.supervisor.settings.slots),
                 "output_limit": self.supervisor.settings.output_limit,
                 "result_limit": self.supervisor.settings.result_limit,

@@ -89,23 +89,25 @@ class Mold:
         self.spare_deaths = 0
         self.spare_at = 0.0
         self.lease_until = FOREVER
+        self.lease_over = False
 
     def run(self) -> None:
         while not (self.ending and not self.children.busy and not self.outgoing):
             ready = self.poll.wait(self.next_due() - clock.monotonic())  # the only line that blocks
+            # before anything is started: we may have stood still
+            self.enforce_lease(clock.monotonic())
             if self.link in ready:
                 self.receive()
             now = clock.monotonic()
             self.reap(now)
             self.start_waiting(now)
-            self.enforce_lease(now)
             self.observer.look(now)
             self.kill_overdue(now)
             self.send()
             self.fork_a_spare(now)
 
     def next_due(self) -> float:
-        due = min(self.children.next_due(), self.observer.due, self.queue.due(len(self.children.busy)))
+        due = min(self.children.next_due(), self.observer.due, self.queue.due(self.children.in_slots))
         if self.lease_until != FOREVER:
             # the lease is counted by the clock that goes on while the host sleeps
             due = min(due, clock.monotonic() + max(0.0, self.lease_until - clock.boottime()))
@@ -139,7 +141,6 @@ class Mold:
 
     def on_go(self, header: dict[str, Any]) -> None:
         self.spares = header["spares"]
-        self.queue.slots = header["slots"]
         self.observer.output_limit = header["output_limit"]
         self.place.result_limit = header["result_limit"]
         self.place.exit_timeout = header["exit_timeout"]
@@ -149,7 +150,7 @@ class Mold:
         current.place = header["progress"]
 
     def on_lease(self, header: dict[str, Any]) -> None:
-        self.lease_until = header["until"]
+        self.lease_until, self.lease_over = header["until"], False
 
     def on_kill(self, header: dict[str, Any]) -> None:
         victim = self.children.find(header["id"], header["attempt"])
@@ -212,6 +213,9 @@ class Mold:
 
     def take(self, jobs: list[child.Message], now: float) -> None:
         """Start jobs; those that were claimed ahead wait until others have ended."""
+        if self.lease_over:  # they may be somebody else's
+            self.give_back(jobs)
+            return
         self.queue.put([job for job in jobs if "ahead" in job[0]], now)
         if at_once := [job for job in jobs if "ahead" not in job[0]]:
             self.start(at_once, now)
@@ -220,12 +224,12 @@ class Mold:
         """Start of those that wait as many as slots have become free, and give back who waits too long. Keeps (1)."""
         if not self.queue:
             return
-        if jobs := self.queue.take(len(self.children.busy), now):
+        self.give_back(self.queue.give_up(now))
+        if jobs := self.queue.take(self.children.in_slots, now):
             self.start(jobs, now)
             for job, _ in jobs:
                 if "paused" in job:
                     self.on_pause(job)
-        self.give_back(self.queue.give_up(now))
 
     def give_back(self, jobs: list[child.Message]) -> None:
         """Give back what has not started."""
@@ -421,7 +425,7 @@ class Mold:
         """Kill every child at the end of the lease: the rows may be somebody else's from then on. Keeps (4)."""
         if self.lease_until == FOREVER or clock.boottime() < self.lease_until:
             return
-        self.lease_until = FOREVER
+        self.lease_until, self.lease_over = FOREVER, True
         self.give_back(self.queue.clear())
         for victim in list(self.children.busy.values()):
             self.children.condemn(victim, "requeued", "its supervisor could not renew its lease", now)

@@ -62,8 +62,8 @@ class Mold:
     """One mold, from its start to its death."""
 
     __slots__ = (
-        "asked", "busy", "generation", "heard", "jobs", "link", "memory", "place", "stage", "started", "tasks", "told",
-        "up", "why"
+        "asked", "busy", "generation", "heard", "jobs", "link", "memory", "place", "queues", "stage", "started", "tasks",
+        "told", "up", "why"
     )  # fmt: skip
 
     def __init__(self, place: Place, generation: int, link: MoldLink, now: float) -> None:
@@ -83,6 +83,8 @@ class Mold:
         self.heard, self.asked = now, FOREVER
         #: What it had in memory when it was first looked at; 0: not yet.
         self.memory = 0
+        #: It has a queue for jobs that were claimed ahead; one of an earlier release would start them.
+        self.queues = False
         #: Task name → its options, as it told when it was up.
         self.tasks: dict[str, dict[str, Any]] = {}
 

@@ -183,7 +183,9 @@ class Orders:
             self.log.emit(
                 "supervisor.stopped",
                 done=self.attempts.ended_count,
-                left=len(self.attempts.running) + len(self.attempts.endings),
+                left=len(self.attempts.running)
+                + len(self.attempts.endings)
+                + len(self.supervisor.rows.came_back),
             )
 
 

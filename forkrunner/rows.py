@@ -46,13 +46,17 @@ class Rows:
         self.pace = Pace()
         #: What molds have given back of what was claimed ahead, and the database does not know of yet.
         self.came_back: set[Key] = set()
+        self.gave_back = False
         self.idle_pause = _IDLE_FIRST
 
     def most(self) -> int:
         """Say how many jobs may be claimed at the same time: one for each slot, and while they end fast some ahead."""
         slots = self.supervisor.settings.slots
+        molds = list(self.supervisor.molds)
         # a mold knows only of its own jobs how many run
-        return slots + self.pace.ahead(slots, clock.monotonic()) if len(self.supervisor.molds) == 1 else slots
+        if len(molds) == 1 and molds[0].queues:
+            return slots + self.pace.ahead(slots, clock.monotonic())
+        return slots
 
     def free(self) -> int:
         """Say how many may be claimed now."""
@@ -104,6 +108,9 @@ class Rows:
         if claims:
             self.idle_pause = _IDLE_FIRST
             self.supervisor.wishes.expect(now)
+            if self.gave_back:
+                # somebody may have wished for something while they waited
+                self.supervisor.wishes.due, self.gave_back = now, False
         if free:
             self.look_at = 0.0 if len(claims) == free else self.next_look()
         # its beginning: a turn that took long has gathered enough meanwhile
@@ -118,11 +125,11 @@ class Rows:
         self.in_doubt = True  # what is busy under our id and does not run is given back
         self.crowded_until = now + _CROWDED
 
-    def returned(self, key: Key) -> None:
-        """Give back what was claimed ahead and did not start."""
+    def returned(self, key: Key, pause: float = 0.0) -> None:
+        """Give back what was claimed ahead and did not start; for so many seconds nothing is claimed ahead again."""
         self.came_back.add(key)
         self.in_doubt = True
-        self.pace.stop()
+        self.pace.stop(clock.monotonic() + pause)
 
     def next_look(self) -> float:
         """Say when to look for due jobs again if nothing wakes us; all that was due is ours."""
@@ -151,6 +158,7 @@ class Rows:
                 self.log.emit("claims.given_back", count=others)
             if len(strays) > others:
                 self.log.emit("claims.returned", count=len(strays) - others)
+                self.gave_back = True
         self.came_back.clear()
         self.in_doubt = False
         return True

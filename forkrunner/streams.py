@@ -51,7 +51,10 @@ def install() -> None:
         raw = io.FileIO(fd, "w", closefd=False)
         # as the interpreter names them
         raw.name = stream.name
-        ours = Stream(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
+        # PYTHONUNBUFFERED: then nothing may be held back at all
+        through = getattr(stream, "write_through", False)
+        below: Any = raw if through else io.BufferedWriter(raw)
+        ours = Stream(below, stream.encoding, stream.errors, line_buffering=True, write_through=through)
         ours.mode = "w"  # type: ignore[misc]
         streams.append(ours)
     sys.stdout, sys.stderr = streams

@@ -217,9 +217,14 @@ class Supervising(Access):
             return 0
         batch = pack([{"job_id": job, "attempt": attempt} for job, attempt in claims])
         parameters = {"batch": batch, "supervisor": supervisor}
-        return self._transactions.run(
-            lambda connection: len(connection.execute(self._statements.release, parameters).all())
-        )
+
+        def work(connection: Connection) -> int:
+            count = len(connection.execute(self._statements.release, parameters).all())
+            # others may have found nothing while we had it
+            self._wake(connection)
+            return count
+
+        return self._transactions.run(work)
 
     def busy(self, supervisor: str) -> set[Key]:
         """Return id and attempt of the rows that are busy under a supervisor."""

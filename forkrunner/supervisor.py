@@ -203,7 +203,7 @@ class Supervisor:
             self.log.emit("supervisor.leftover")
         released = not self.lease.taken
         try:
-            if not (self.attempts.running or self.attempts.endings):
+            if not (self.attempts.running or self.attempts.endings or self.rows.came_back):
                 self.insist(self.lease.release)
                 released = True
             if self.store is not None:

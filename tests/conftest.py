@@ -212,6 +212,8 @@ _LONG = {
 #: interpreter, threads and asyncio, annotations and signatures, JSON and dates, tracebacks and stacks, what an import
 #: brings along, the command line. On the databases' side one kind is enough but where drivers are used directly.
 _CORE = {
+    "test_ahead",
+    "test_streams",
     "test_channel",
     "test_children",
     "test_cli",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
 import pytest
 
 from forkrunner.ahead import FOREVER, PATIENCE, Pace, Queue
+from forkrunner.children import Child, Children
 from forkrunner.job import State
 
 from .running import LONG, Bed
@@ -50,15 +52,22 @@ def test_it_stops_when_what_was_claimed_ahead_has_not_started():
     assert pace.ahead(2, 100.0) == 0
 
 
+def test_it_may_be_stopped_for_a_while():
+    pace = Pace()
+    pace.stop(105.0)
+    pace.see([0.001], 104.9)
+    assert pace.ahead(2, 104.9) == 0
+    pace.see([0.001], 105.0)
+    assert pace.ahead(2, 105.0) == 6
+
+
 def jobs(*names):
-    return [({"id": name, "attempt": 1}, b"{}") for name in names]
+    return [({"id": name, "attempt": 1, "ahead": 4}, b"{}") for name in names]
 
 
 @pytest.fixture
 def queue():
-    queue = Queue()
-    queue.slots = 4
-    return queue
+    return Queue()
 
 
 def test_an_empty_queue_is_never_due(queue):
@@ -182,6 +191,55 @@ def test_a_supervisor_ends_while_jobs_wait_ahead(bed: Bed, signum: int) -> None:
     bed.stop(second)
 
 
+def test_none_starts_when_the_lease_is_over(sqlite_bed: Bed) -> None:
+    """Mold and supervisor stand still until after the lease; then the mold goes on alone, with jobs in its queue."""
+    bed = sqlite_bed
+    bed.enqueue("work", count=3000)
+    supervisor = bed.start(slots=4, lease=2, store_timeout=0.4, log_level="info")
+    assert claimed_ahead(bed, 4)
+    mold = supervisor.wait_ps(r"forkrunner: mold jobs:runner gen \d+$")[0]
+    for pid in (supervisor.pid, mold):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(2.5)
+    before = len(bed.noted("start"))
+    os.kill(mold, signal.SIGCONT)
+    time.sleep(0.5)
+    # those at most that it was just forking: at its next look at the clock it kills them, and gives back the others
+    assert len(bed.noted("start")) <= before + 4
+    os.kill(supervisor.pid, signal.SIGCONT)
+    bed.wait_counts(done=3000)
+    assert bed.overlaps() == []
+    bed.stop(supervisor)
+
+
+def test_what_may_run_once_only_does_not_wait(bed: Bed) -> None:
+    """Killed with its supervisor while it waits, it would be failed though it has never begun: so no more are than run."""
+    bed.enqueue("noop", count=400, options={"at_most_once": True})
+    supervisor = bed.start(slots=4, log_level="info")
+    for _ in range(3):
+        wait_until(lambda: bed.query("select count(*) from forkrunner_jobs where state = 'busy'")[0][0] > 0)
+        supervisor.signal(signal.SIGKILL)
+        supervisor.wait(LONG)
+        supervisor = bed.start(slots=4, log_level="info")
+    bed.wait_counts(busy=0, pending=0)
+    ((failed,),) = bed.query("select count(*) from forkrunner_jobs where state = 'failed'")
+    assert failed <= 3 * 4
+    bed.stop(supervisor)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_mail_that_hangs_takes_no_place_from_those_that_wait(slots: int) -> None:
+    children = Children()
+    mail = Child(10, -1, -1, -1)
+    children.start(mail, {"id": "mail", "attempt": 1, "beside": True}, 100.0, 100.0)
+    assert (len(children.busy), children.in_slots) == (1, 0)
+    queue = Queue()
+    queue.put([({"id": "a", "attempt": 1, "ahead": slots}, b"{}")], 100.0)
+    assert len(queue.take(children.in_slots, 100.0)) == 1
+    children.died(10)
+    assert children.in_slots == 0
+
+
 def test_a_reload_while_jobs_wait_ahead(bed: Bed) -> None:
     bed.enqueue("noop", count=2500)
     supervisor = bed.start(slots=4, log_level="info")
@@ -201,8 +259,6 @@ def test_one_that_waits_is_cancelled_without_a_process(sqlite_bed: Bed) -> None:
     assert claimed_ahead(bed, 2)
     mold = supervisor.wait_ps(r"forkrunner: mold jobs:runner gen \d+$")[0]
     # what is busy now is told to the mold, which takes it up when it goes on, with the cancel behind it
-    import os
-
     os.kill(mold, signal.SIGSTOP)
     time.sleep(0.1)
     busy = [row.id for row in bed.store.list(state=State.BUSY, limit=1000)]

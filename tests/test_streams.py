@@ -97,6 +97,26 @@ def test_what_was_written_and_not_flushed_is_kept(cli, sqlite_database: str, at_
         bed.stop(supervisor)
 
 
+@pytest.mark.parametrize("how", ["exits", "dies"])
+def test_unbuffered_nothing_is_held_back(cli, sqlite_database: str, how: str) -> None:
+    """As in most containers: also what a job has written that ends without a flush."""
+    source = SOURCE.replace(
+        "return None",
+        "os._exit(3) if how == 'print' else os.kill(os.getpid(), 9) if how == 'error' else None",
+    )
+    with Bed(cli, sqlite_database, source=source) as bed:
+        supervisor = bed.start(env={"PYTHONUNBUFFERED": "1"})
+        row = bed.ended(
+            bed.put(
+                "say",
+                {"how": {"exits": "print", "dies": "error"}[how]},
+                options={"max_crashes": 1, "max_attempts": 1},
+            )
+        )
+        assert row.attempts[0].output_tail == "partial"
+        bed.stop(supervisor)
+
+
 def test_what_was_kept_of_a_buffer_at_the_import_is_flushed(cli, sqlite_database: str) -> None:
     source = "import sys\nkept = sys.stdout.buffer\n" + SOURCE.replace(
         'sys.stdout.buffer.write(b"partial")', 'kept.write(b"partial")'
