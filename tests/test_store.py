@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
@@ -42,6 +43,7 @@ from forkrunner.errors import (
 from forkrunner.job import ENDED, TRANSITIONS, Next, Outcome, State
 from forkrunner.records import Attempt, Claim, Ending, New, Row, SupervisorRow, Wish
 from forkrunner.schema import attempts, jobs
+from forkrunner.statements import CHANNEL
 from forkrunner.store import Store
 from tests.running import CuttingProxy
 from tests.servers import Postgres
@@ -1248,6 +1250,20 @@ def test_statements_are_prepared_where_the_backend_is_ours(postgresql_database):
         with store._transactions.open().connect() as connection:
             assert threshold_of(connection) == threshold
         store.close()
+
+
+def test_what_is_given_back_wakes_the_others(postgresql_database):
+    """They may have found nothing while it was claimed, and sleep until somebody tells them of a job."""
+    store = Store(postgresql_database, role="supervisor")
+    store.migrate()
+    store.register(supervisor_row("a"), 60)
+    put(store, 2)
+    claims = store.claim("a", 2, None, now=NOW)
+    with psycopg.connect(postgresql_database.replace("+psycopg", ""), autocommit=True) as other:
+        other.execute(f"LISTEN {CHANNEL}")
+        assert store.release("a", [(claim.id, claim.attempt) for claim in claims]) == 2
+        assert [told.channel for told in other.notifies(timeout=LONG, stop_after=1)] == [CHANNEL]
+    store.close()
 
 
 def test_through_pgbouncer_in_transaction_mode(pgbouncer, postgresql_database):
