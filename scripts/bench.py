@@ -372,7 +372,7 @@ def measure(bench: Bench, quick: bool) -> dict[str, Any]:
         names = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
         facts["postgresql_settings"] = {n: connection.execute(f"show {n}").fetchone()[0] for n in names}
     facts["postgresql_connection"] = "TCP on 127.0.0.1"
-    controls, runs = bench.rounds(*((3, 1.5, 24.0) if quick else (7, 4.0, 300.0)))
+    controls, runs = bench.rounds(*((3, 2.0, 26.0) if quick else (7, 4.0, 300.0)))
     pickups = {"postgresql": bench.pickups(bench.postgresql, *((100, 8.0) if quick else (300, 60.0)))}
     enqueues = {"postgresql": bench.enqueues(bench.postgresql, 0.7 if quick else 3.0)}
     idle: dict[str, float] = {}
