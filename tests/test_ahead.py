@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -200,10 +201,11 @@ def test_none_starts_when_the_lease_is_over(sqlite_bed: Bed) -> None:
     mold = supervisor.wait_ps(r"forkrunner: mold jobs:runner gen \d+$")[0]
     for pid in (supervisor.pid, mold):
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(2.5)
+    wait_until(lambda: bed.store.supervisors()[0].lease_until < datetime.now(UTC), LONG)
     before = len(bed.noted("start"))
     os.kill(mold, signal.SIGCONT)
-    time.sleep(0.5)
+    # it has seen that the lease is over when it lets nothing run
+    wait_until(lambda: not [one for one in supervisor.ps() if "forkrunner: job" in one.title], LONG)
     # those at most that it was just forking: at its next look at the clock it kills them, and gives back the others
     assert len(bed.noted("start")) <= before + 4
     os.kill(supervisor.pid, signal.SIGCONT)
