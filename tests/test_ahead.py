@@ -201,7 +201,9 @@ def test_none_starts_when_the_lease_is_over(sqlite_bed: Bed) -> None:
     mold = supervisor.wait_ps(r"forkrunner: mold jobs:runner gen \d+$")[0]
     for pid in (supervisor.pid, mold):
         os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: bed.store.supervisors()[0].lease_until < datetime.now(UTC), LONG)
+    lease = bed.store.supervisors()[0].lease_until
+    assert lease is not None
+    wait_until(lambda: lease < datetime.now(UTC), LONG)
     before = len(bed.noted("start"))
     os.kill(mold, signal.SIGCONT)
     # it has seen that the lease is over when it lets nothing run
