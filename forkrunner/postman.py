@@ -1,7 +1,7 @@
 """The task that sends a mail. Runs in a child like any other task; the mold only holds the function.
 
 One mail, from the tables to a server: seal it (from then on it tells of the same for ever), read what it tells of
-(`facts.py`), put it in words (`letter.py`), hand it over (`mail.py`), which tells at once who has it, so that it is written
+(`gathering.py`), put it in words (`letter.py`), hand it over (`mail.py`), which tells at once who has it, so that it is written
 down. Whatever ends this process, another attempt goes on: whom a server has taken it for is not sent it again. Only where
 the process dies between the server's yes and our note of it, a mail arrives twice, with the same Message-ID.
 """
@@ -51,7 +51,7 @@ def deliver(runner: Runner, id: str) -> None:
     """
     import json
 
-    from forkrunner import clock, facts
+    from forkrunner import clock, gathering
     from forkrunner.errors import MailError
 
     settings, store = runner.settings, runner.store
@@ -69,7 +69,7 @@ def deliver(runner: Runner, id: str) -> None:
     try:
         if settings.mail_url is None:
             raise MailError("mail_url is not set: there is no way for mail to leave")
-        told = facts.gather(runner, store, rows, insist=age < _INSIST)
+        told = gathering.gather(runner, store, rows, insist=age < _INSIST)
         sent = _hand_over(
             told,
             settings,

@@ -86,7 +86,8 @@ def _noted(settings: Settings, target: str, error: Exception) -> Any:
 
 def _send(settings: Settings, target: str, error: Exception, note: dict[str, Any]) -> None:
     from . import frames, letter, mail
-    from .facts import Facts, clean, one_line, versions
+    from .facts import Facts, clean, one_line
+    from .gathering import versions
 
     facts = Facts(kind=START, id=new_id(), thread=hashlib.sha256(target.encode()).hexdigest()[:32])
     facts.title = f"{one_line(target, 100)} could not start"

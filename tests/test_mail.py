@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from forkrunner import letter, mail
 from forkrunner.config import Settings
 from forkrunner.errors import MailError, MailRefused
-from forkrunner.facts import Attachment, Facts, clean, file_name, one_line
+from forkrunner.facts import Attachment, Facts, clean, one_line
+from forkrunner.gathering import file_name
 from forkrunner.ids import new_id
 from forkrunner.sources import load
 from tests.mailing import MailServer, Taken, read

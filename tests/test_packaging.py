@@ -154,6 +154,7 @@ FLOORS = [
         "session",
         "outbox",
         "facts",
+        "gathering",
         "letter",
         "mail",
         "filerows",

@@ -120,7 +120,8 @@ def missing(settings: Settings, tasks: list[dict[str, Any]]) -> list[str]:
 
 def _test(settings: Settings, as_json: bool) -> int:
     from forkrunner import jsonpages, letter, mail, terminal
-    from forkrunner.facts import Facts, versions
+    from forkrunner.facts import Facts
+    from forkrunner.gathering import versions
     from forkrunner.ids import new_id
 
     problems = [] if settings.mail_to else ["mail_to is not set: a test mail has nobody to go to"]
