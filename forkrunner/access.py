@@ -12,6 +12,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Connection, make_url
 
 from . import clock, revision
+from .clientsql import ClientStatements
 from .database import Database
 from .errors import StoreError
 from .filerows import FileRows
@@ -19,7 +20,8 @@ from .oldrows import OldRows
 from .outbox import Outbox
 from .postgresql import PostgreSQL
 from .sqlite import SQLite
-from .statements import CHANNEL, Statements
+from .statements import CHANNEL
+from .supervisorsql import SupervisorStatements
 from .transactions import Transactions
 
 
@@ -43,7 +45,8 @@ class Access:
         self.notify = notify
         self.role = role
         self._database: Database = kind(parsed, role, timeout)
-        self._statements = Statements(self._database)
+        self._client_sql = ClientStatements(self._database)
+        self._supervisor_sql = SupervisorStatements(self._database)
         self._files = FileRows(self._database)
         self._old = OldRows(self._database)
         self._transactions = Transactions(self._database, role)

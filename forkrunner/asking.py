@@ -20,6 +20,7 @@ from . import costs
 from .access import Access
 from .batches import LIMITS, clean, new_row, pack
 from .callers import begin, connection_of, make_beside
+from .clientsql import JOB, STANDING
 from .errors import EnqueueError, JobNotFound, JobStateError
 from .filenames import address
 from .internal import LOWEST, MAIL
@@ -27,7 +28,7 @@ from .job import Outcome, State
 from .oldrows import Batch
 from .records import Attempt, File, New, Row, Standing
 from .schema import jobs
-from .statements import JOB, STANDING, WISH
+from .statements import WISH
 
 #: Of so many attempts is told what they cost.
 COSTS_OF = 10_000
@@ -59,7 +60,7 @@ class Asking(Access):
         files = [file for row in rows for file in row.files]
         single = len(rows) <= _CHUNK and not files
         notify = self.notify and not self._database.makes_itself
-        statement = self._statements.enqueue_and_notify if notify else self._statements.enqueue
+        statement = self._client_sql.enqueue_and_notify if notify else self._client_sql.enqueue
         try:
             batches = [
                 pack([new_row(row) for row in rows[i : i + _CHUNK]]) for i in range(0, len(rows), _CHUNK)
@@ -96,7 +97,7 @@ class Asking(Access):
         """Return a row with its attempts. Raises: JobNotFound."""
         job = _id(id)
         rows = self._transactions.read(
-            lambda connection: connection.execute(self._statements.get, {"id": job}).all()
+            lambda connection: connection.execute(self._client_sql.get, {"id": job}).all()
         )
         if not rows:
             raise JobNotFound(f"no job has the id {id}", id=id)
@@ -121,16 +122,16 @@ class Asking(Access):
         return {row[0]: _standing(row[:-1]) for row in rows}
 
     def _stand(self, parameters: dict[str, Any], served: dict[str, list[str]] | None) -> Sequence[Any]:
-        statement = self._statements.standing
+        statement = self._client_sql.standing
         if served is not None:
-            statement, parameters = self._statements.standing_of_queues, parameters | served
+            statement, parameters = self._client_sql.standing_of_queues, parameters | served
         return self._transactions.read(lambda connection: connection.execute(statement, parameters).all())
 
     def output(self, id: str, attempt: int) -> str | None:
         """Return what an attempt wrote, head and tail; None if it wrote no more than is in its `output_tail`."""
         parameters = {"job": _id(id), "number": attempt}
         found = self._transactions.read(
-            lambda connection: connection.execute(self._statements.output_of, parameters).scalar()
+            lambda connection: connection.execute(self._client_sql.output_of, parameters).scalar()
         )
         return None if found is None else str(found)
 
@@ -202,7 +203,7 @@ class Asking(Access):
         """Return how many rows each queue has in each state; reads the whole table."""
         found: dict[str, dict[str, int]] = {}
         for queue, state, number in self._transactions.read(
-            lambda connection: connection.execute(self._statements.counts).all()
+            lambda connection: connection.execute(self._client_sql.counts).all()
         ):
             found.setdefault(queue, {})[state] = number
         return found
@@ -212,7 +213,7 @@ class Asking(Access):
         parameters = {"limit": limit}
         return costs.of_tasks(
             self._transactions.read(
-                lambda connection: connection.execute(self._statements.bills, parameters).all()
+                lambda connection: connection.execute(self._client_sql.bills, parameters).all()
             )
         )
 
@@ -234,7 +235,7 @@ class Asking(Access):
         }
 
         def work(connection: Connection) -> State:
-            state = connection.execute(self._statements.cancel, parameters).scalar()
+            state = connection.execute(self._client_sql.cancel, parameters).scalar()
             if state is None:
                 raise self._wrong_state(connection, id, "cancelled", "pending or busy")
             if state == State.BUSY:
@@ -248,14 +249,14 @@ class Asking(Access):
 
         The pause is over when the attempt is, however it ends. Raises: JobNotFound; JobStateError if it is not busy.
         """
-        self._set_paused(self._statements.pause, id, "paused", now)
+        self._set_paused(self._client_sql.pause, id, "paused", now)
 
     def resume(self, id: str, *, now: datetime | None = None) -> None:
         """Ask the supervisor of a busy job to thaw it; one that is not paused goes on. One transaction.
 
         Raises: JobNotFound; JobStateError if it is not busy.
         """
-        self._set_paused(self._statements.resume, id, "resumed", now)
+        self._set_paused(self._client_sql.resume, id, "resumed", now)
 
     def _set_paused(self, statement: Any, id: str, verb: str, now: datetime | None) -> None:
         parameters = {"job": _id(id), "now": self._moment(now)}
@@ -275,7 +276,7 @@ class Asking(Access):
         parameters = {"job": _id(id), "now": self._moment(now)}
 
         def work(connection: Connection) -> None:
-            if connection.execute(self._statements.retry, parameters).scalar() is None:
+            if connection.execute(self._client_sql.retry, parameters).scalar() is None:
                 raise self._wrong_state(connection, id, "retried", "done, failed or cancelled")
             self._files.drop_results(connection, _id(id))
             self._wake(connection)
@@ -285,7 +286,7 @@ class Asking(Access):
     def _wrong_state(
         self, connection: Connection, id: str, verb: str, expected: str
     ) -> JobNotFound | JobStateError:
-        state = connection.execute(self._statements.state, {"job": _id(id)}).scalar()
+        state = connection.execute(self._client_sql.state, {"job": _id(id)}).scalar()
         if state is None:
             return JobNotFound(f"no job has the id {id}", id=id)
         return JobStateError(

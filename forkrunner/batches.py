@@ -17,7 +17,7 @@ from .errors import EnqueueError
 from .job import Next, State
 from .records import Attempt, Ending, New
 from .schema import to_text
-from .statements import ATTEMPT
+from .supervisorsql import ATTEMPT
 
 # Bytes of UTF-8 of what an outcome may bring along.
 LIMITS = {

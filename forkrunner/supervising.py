@@ -19,7 +19,7 @@ from .errors import SchemaError, StoreError, StoreUnavailable
 from .job import State
 from .records import Claim, Ending, Key, SupervisorRow, Wish
 from .schema import supervisors
-from .statements import CLAIM, SUPERVISOR
+from .supervisorsql import CLAIM, SUPERVISOR
 
 
 class Supervising(Access):
@@ -50,9 +50,9 @@ class Supervising(Access):
         if limit <= 0:
             return []
         parameters = {"supervisor": supervisor, "limit": limit, "now": self._moment(now)}
-        statement = self._statements.claim
+        statement = self._supervisor_sql.claim
         if queues is not None:
-            statement = self._statements.claim_of_queues
+            statement = self._supervisor_sql.claim_of_queues
             parameters["queues"] = list(queues)
         return _claims(connection.execute(statement, parameters).all(), limit)
 
@@ -88,20 +88,20 @@ class Supervising(Access):
         ]
         parameters = {"batch": pack(rows), "now": self._moment(now)}
         if self._database.writes_in_with:
-            found = connection.execute(self._statements.end_and_note, parameters)
+            found = connection.execute(self._supervisor_sql.end_and_note, parameters)
         else:
-            connection.execute(self._statements.note, parameters)
-            found = connection.execute(self._statements.end, parameters)
+            connection.execute(self._supervisor_sql.note, parameters)
+            found = connection.execute(self._supervisor_sql.end, parameters)
         ended = {(row[0], row[1]): State(row[2]) for row in found}
         for result in results:
             if (result["job"], result["number"]) in ended:
-                connection.execute(self._statements.result, result)
+                connection.execute(self._supervisor_sql.result, result)
         if written := [
             {"job": e.attempt.job_id, "number": e.attempt.attempt, "text": clean(e.output)}
             for e in endings
             if e.output is not None and e.key in ended
         ]:
-            connection.execute(self._statements.output, written)
+            connection.execute(self._supervisor_sql.output, written)
         if files := [file for e in endings if e.files and e.key in ended for file in e.files]:
             self._files.insert(connection, files)
         # nobody is mailed of a failure of what was cancelled
@@ -173,9 +173,9 @@ class Supervising(Access):
             "limit": limit,
             "now": self._moment(now),
         }
-        statement = self._statements.turn
+        statement = self._supervisor_sql.turn
         if queues is not None:
-            statement = self._statements.turn_of_queues
+            statement = self._supervisor_sql.turn_of_queues
             parameters["queues"] = list(queues)
         found = connection.execute(statement, parameters).all()
         ended = {(row.id, row.attempt): State(row.became) for row in found if row.became}
@@ -189,8 +189,8 @@ class Supervising(Access):
         parameters = {"supervisor": supervisor, "limit": 1, "now": self._moment(now)}
 
         def work(connection: Connection) -> tuple[list[Claim], float | None]:
-            claims = _claims(connection.execute(self._statements.claim_mails, parameters).all(), 1)
-            due, moment = connection.execute(self._statements.mail_due, {"now": parameters["now"]}).one()
+            claims = _claims(connection.execute(self._supervisor_sql.claim_mails, parameters).all(), 1)
+            due, moment = connection.execute(self._supervisor_sql.mail_due, {"now": parameters["now"]}).one()
             return claims, None if due is None else max(0.0, (due - moment).total_seconds())
 
         return self._transactions.run(work)
@@ -198,9 +198,9 @@ class Supervising(Access):
     def next_due(self, queues: Sequence[str] | None, *, now: datetime | None = None) -> float | None:
         """Return in how many seconds the earliest pending row is due, at least 0; None if none is pending."""
         parameters: dict[str, Any] = {"now": self._moment(now)}
-        statement = self._statements.due
+        statement = self._supervisor_sql.due
         if queues is not None:
-            statement = self._statements.due_of_queues
+            statement = self._supervisor_sql.due_of_queues
             parameters["queues"] = list(queues)
         due, moment = self._transactions.read(
             lambda connection: connection.execute(statement, parameters).one()
@@ -219,7 +219,7 @@ class Supervising(Access):
         parameters = {"batch": batch, "supervisor": supervisor}
 
         def work(connection: Connection) -> int:
-            count = len(connection.execute(self._statements.release, parameters).all())
+            count = len(connection.execute(self._supervisor_sql.release, parameters).all())
             # others may have found nothing while we had it
             self._wake(connection)
             return count
@@ -230,7 +230,7 @@ class Supervising(Access):
         """Return id and attempt of the rows that are busy under a supervisor."""
         parameters = {"supervisor": supervisor}
         rows = self._transactions.read(
-            lambda connection: connection.execute(self._statements.busy, parameters).all()
+            lambda connection: connection.execute(self._supervisor_sql.busy, parameters).all()
         )
         return {(row[0], row[1]) for row in rows}
 
@@ -238,7 +238,7 @@ class Supervising(Access):
         """Return what is wanted of a supervisor's busy rows: those to be cancelled, and those that are paused."""
         parameters = {"supervisor": supervisor}
         rows = self._transactions.read(
-            lambda connection: connection.execute(self._statements.wishes, parameters).all()
+            lambda connection: connection.execute(self._supervisor_sql.wishes, parameters).all()
         )
         return [
             Wish(id, attempt, bool(cancel), reason, actor, bool(paused))
@@ -251,7 +251,9 @@ class Supervising(Access):
         """Insert a supervisor's row with a lease of that many seconds; if it is there, prolong it."""
         parameters = {name: getattr(row, name) for name in SUPERVISOR}
         self._transactions.run(
-            lambda connection: connection.execute(self._statements.register, parameters | self._lease(lease))
+            lambda connection: connection.execute(
+                self._supervisor_sql.register, parameters | self._lease(lease)
+            )
         )
 
     def renew(self, supervisor: str, lease: float, molds: str | None = None) -> bool:
@@ -261,7 +263,7 @@ class Supervising(Access):
         """
         parameters = {"supervisor": supervisor, "molds": molds} | self._lease(lease)
         return self._transactions.run(
-            lambda connection: connection.execute(self._statements.renew, parameters).rowcount > 0
+            lambda connection: connection.execute(self._supervisor_sql.renew, parameters).rowcount > 0
         )
 
     def _lease(self, lease: float) -> dict[str, Any]:
@@ -270,7 +272,9 @@ class Supervising(Access):
     def deregister(self, supervisor: str) -> None:
         """Delete a supervisor's row; what is still busy under it may then be rescued by anybody."""
         parameters = {"supervisor": supervisor}
-        self._transactions.run(lambda connection: connection.execute(self._statements.deregister, parameters))
+        self._transactions.run(
+            lambda connection: connection.execute(self._supervisor_sql.deregister, parameters)
+        )
 
     def supervisors(self) -> list[SupervisorRow]:
         """Return all supervisors that have a row, the oldest first."""
@@ -288,7 +292,7 @@ class Supervising(Access):
         """
         parameters = {"dead": list(proven_dead), "now": self._moment(now)}
         return self._transactions.run(
-            lambda connection: list(connection.execute(self._statements.expire, parameters).scalars())
+            lambda connection: list(connection.execute(self._supervisor_sql.expire, parameters).scalars())
         )
 
     def orphans(self, limit: int) -> list[Claim]:
@@ -298,7 +302,7 @@ class Supervising(Access):
         fence lets one of them end a row.
         """
         rows = self._transactions.read(
-            lambda connection: connection.execute(self._statements.orphans, {"limit": limit}).all()
+            lambda connection: connection.execute(self._supervisor_sql.orphans, {"limit": limit}).all()
         )
         return [Claim(*row) for row in rows]
 

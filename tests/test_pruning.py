@@ -168,7 +168,7 @@ def test_a_job_that_is_made_pending_again_meanwhile_stays(runner: Runner):
         with store._transactions.open().connect() as other:
             other = other.execution_options(forkrunner_bare=False)
             with other.begin():
-                other.execute(store._statements.retry, {"job": first, "now": None})
+                other.execute(store._client_sql.retry, {"job": first, "now": None})
                 assert store.delete_old(7 * DAY, 7 * DAY, after=FIRST, limit=9) == (1, None)
         assert store.get(first).state is State.PENDING
     else:
