@@ -1,6 +1,6 @@
 """The mold's memory of its children: who runs what, until when, how far a killing has got.
 
-No system call is made here, so tests fork nothing: `overdue` says what to do, the mold does it.
+No system call is made here, so tests fork nothing: `overdue` says what to do, `ladder.py` does it.
 The ladder of an ending by force, one step at a time:
 
     RUNNING ──(deadline, cancel, stop)──▶ DUMP ──0.2 s──▶ TERM ──grace──▶ KILL ──1 s──▶ KILL …

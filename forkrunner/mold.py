@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 
-from . import cgroup, channel, child, clock, measure, process, safepoint, scratch, stacks, titles
+from . import cgroup, channel, child, clock, process, safepoint, scratch, titles
 from .account import Account
 from .ahead import Queue
-from .children import DUMP, FOREVER, NEAR, TERM, Child, Children
+from .children import FOREVER, TERM, Child, Children
 from .common import SIZE_OF_ALL, Commons
 from .current import current
 from .filing import Files
 from .internal import MAIL
+from .ladder import Ladder
 from .leftovers import Leftovers
 from .memory import shared_memory
 from .observer import Observer
@@ -59,6 +59,8 @@ def _storage_at(url: str) -> Any:
 class Mold:
     """Bookkeeping is in `children`, system calls in `process`; this decides and talks."""
 
+    LEFTOVERS: type[Leftovers] = Leftovers
+
     def __init__(self, link: int, place: child.Place, title: str) -> None:
         """Block all signals and move what is the mold's own to where children close it."""
         self.title = title
@@ -81,7 +83,8 @@ class Mold:
         self.wanted = Wanted(self.children, place.tasks, memory[: safepoint.BOARD_SIZE])
         self.commons = Commons(memory[safepoint.BOARD_SIZE :])
         self.account = Account()
-        self.leftovers = Leftovers(self.children)
+        self.leftovers = self.LEFTOVERS(self.children)
+        self.ladder = Ladder(self.children, self.wanted, self.leftovers)
         self.groups = cgroup.Groups("", 0)
         self.observer = Observer(self.children, self.tell)
         self.ending = False
@@ -102,7 +105,7 @@ class Mold:
             self.reap(now)
             self.start_waiting(now)
             self.observer.look(now)
-            self.kill_overdue(now)
+            self.ladder.climb(now)
             self.send()
             self.fork_a_spare(now)
 
@@ -393,34 +396,6 @@ class Mold:
             most, kills = self.groups.close(limits["group"])
             dead.group_killed = kills and most
 
-    def kill_overdue(self, now: float) -> None:
-        """Take the next step of the ladder with each child that is due for one, and write it down."""
-        for victim, step in self.children.overdue(now):
-            if step == NEAR:
-                self.wanted.ask(victim, safepoint.NEAR_LIMIT)
-                continue
-            if victim.said == FOREVER:
-                # before the first signal, which may hasten the report. Keeps (3) of children.py
-                victim.said = scratch.size(victim.report)
-            if step == DUMP:
-                process.kill(victim.pid, stacks.DUMP_SIGNAL)
-                victim.note("stacks", now)
-            elif step == TERM:
-                if scratch.size(victim.report) == victim.said:
-                    # signals blocked, or stopped, or deep in the kernel: who cannot be asked is looked at
-                    victim.note("no stacks", now, **measure.blocked_in(victim.pid))
-                victim.family = frozenset(process.descendants(victim.pid))
-                # a stopped process sees TERM only when it goes on
-                process.kill_group(victim.pid, signal.SIGTERM)
-                process.kill_group(victim.pid, signal.SIGCONT)
-                victim.note("TERM", now)
-            else:
-                killed = self.leftovers.kill_with_all(victim)
-                if victim.steps is not None and victim.steps[-1]["step"] == "KILL":
-                    victim.steps[-1]["again"] = victim.steps[-1].get("again", 0) + 1
-                else:
-                    victim.note("KILL", now, processes=killed)
-
     def enforce_lease(self, now: float) -> None:
         """Kill every child at the end of the lease: the rows may be somebody else's from then on. Keeps (4)."""
         if self.lease_until == FOREVER or clock.boottime() < self.lease_until:
@@ -430,7 +405,7 @@ class Mold:
         for victim in list(self.children.busy.values()):
             self.children.condemn(victim, "requeued", "its supervisor could not renew its lease", now)
             victim.stage, victim.due = TERM, now
-        self.kill_overdue(now)
+        self.ladder.climb(now)
 
     # --------------------------------------------------------------------- to the supervisor
 

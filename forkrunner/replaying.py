@@ -201,12 +201,13 @@ class _Leftovers(Leftovers):
 class Stage(Mold):
     """A mold of one job, in the foreground."""
 
+    LEFTOVERS = _Leftovers
+
     def __init__(self, place: child.Place, part: Part, screen: Screen, progress: Reader) -> None:
         # nobody is at the other end, which stays open
         link, _ = (end.detach() for end in socket.socketpair())
         process.adopt_orphans()
         super().__init__(link, place, "")
-        self.leftovers = _Leftovers(self.children)
         self.part = part
         self.screen = screen
         self.progress = progress
@@ -244,7 +245,7 @@ class Stage(Mold):
             self.heed(now)
             self.reap(now)
             self.observer.look(now)
-            self.kill_overdue(now)
+            self.ladder.climb(now)
             self.show(now)
         self.pass_on()
         self.screen.show(None)

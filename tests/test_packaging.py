@@ -180,6 +180,7 @@ FLOORS = [
         "wanted",
         "observer",
         "account",
+        "ladder",
         "leftovers",
         "witness",
         "link",
