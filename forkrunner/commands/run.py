@@ -10,6 +10,7 @@ from forkrunner.errors import ForkrunnerError
 from forkrunner.invocation import (
     ALL_FLAGS,
     FINE,
+    collect_as_usual,
     complain,
     flags,
     load_settings,
@@ -62,6 +63,7 @@ def run(words: tuple[str, ...]) -> int:
         log.emit("settings.warning", text=warning)
     supervisor = Supervisor(settings, app, log, lambda code: load_settings(target, code))
     trial = handover.VARIABLE in os.environ
+    collect_as_usual()
     try:
         supervisor.run()
     except ForkrunnerError as error:
