@@ -14,6 +14,8 @@ _MADV_COLLAPSE = 25
 _HUGE = 2 << 20
 #: With less there are few whole huge pages in it, and what children write to is in all of them.
 _WORTH_IT = 16 << 20
+#: What is in huge pages already costs nothing at another try.
+_TRIES = 4
 
 
 def shared_memory(size: int) -> memoryview:
@@ -60,8 +62,11 @@ def use_huge_pages() -> None:
             start, end = (int(number, 16) for number in place.split("-"))
             start, end = -(-start // _HUGE) * _HUGE, end // _HUGE * _HUGE
             if start < end:
-                # refused by a kernel before 6.1, or where there is no room: then it stays as it is
-                advise(start, end - start, _MADV_COLLAPSE)
+                # Refused by a kernel before 6.1, or where there is no room: then it stays as it is. But on a busy machine the
+                # kernel may just have other plans with some of the pages.
+                for _ in range(_TRIES):
+                    if advise(start, end - start, _MADV_COLLAPSE) == 0:
+                        break
 
 
 def _anonymous() -> int:
