@@ -133,12 +133,8 @@ def most_at_once(bed: Bed) -> int:
 
 def claimed_ahead(bed: Bed, slots: int) -> bool:
     """Wait until more jobs are claimed than there are slots."""
-    end = time.monotonic() + LONG
-    while time.monotonic() < end:
-        ((busy,),) = bed.query("select count(*) from forkrunner_jobs where state = 'busy'")
-        if busy > slots:
-            return True
-    return False
+    query = "select count(*) from forkrunner_jobs where state = 'busy'"
+    return wait_until(lambda: bed.query(query)[0][0] > slots, LONG, interval=0.002)
 
 
 def test_never_more_run_than_there_are_slots(bed: Bed) -> None:
@@ -175,7 +171,7 @@ def test_what_was_claimed_ahead_of_long_jobs_is_given_back(bed: Bed) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
 def test_a_supervisor_ends_while_jobs_wait_ahead(bed: Bed, signum: int) -> None:
     """Nothing is lost, and TERM and QUIT count as nothing for what has not started."""
-    bed.enqueue("noop", count=3000)
+    bed.enqueue("noop", count=1500)
     supervisor = bed.start(slots=4, log_level="info")
     assert claimed_ahead(bed, 4)
     supervisor.signal(signum)
@@ -188,14 +184,14 @@ def test_a_supervisor_ends_while_jobs_wait_ahead(bed: Bed, signum: int) -> None:
         )
         assert lost == 0
     second = bed.start(slots=4, log_level="info")
-    bed.wait_counts(done=3000)
+    bed.wait_counts(done=1500)
     bed.stop(second)
 
 
 def test_none_starts_when_the_lease_is_over(sqlite_bed: Bed) -> None:
     """Mold and supervisor stand still until after the lease; then the mold goes on alone, with jobs in its queue."""
     bed = sqlite_bed
-    bed.enqueue("work", count=3000)
+    bed.enqueue("work", count=1500)
     supervisor = bed.start(slots=4, lease=2, store_timeout=0.4, log_level="info")
     assert claimed_ahead(bed, 4)
     mold = supervisor.wait_ps(r"forkrunner: mold jobs:runner gen \d+$")[0]
@@ -211,7 +207,7 @@ def test_none_starts_when_the_lease_is_over(sqlite_bed: Bed) -> None:
     # those at most that it was just forking: at its next look at the clock it kills them, and gives back the others
     assert len(bed.noted("start")) <= before + 4
     os.kill(supervisor.pid, signal.SIGCONT)
-    bed.wait_counts(done=3000)
+    bed.wait_counts(done=1500)
     assert bed.overlaps() == []
     bed.stop(supervisor)
 

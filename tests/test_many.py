@@ -16,7 +16,7 @@ import pytest
 
 from forkrunner.job import Outcome, State
 from tests.running import LONG, Bed, memory_of, tree_of
-from tests.support import Process, wait_until
+from tests.support import Cli, Process, wait_until
 
 
 def _each_exactly_once(bed: Bed, ids: list[str]) -> None:
@@ -125,7 +125,13 @@ def _defunct(supervisor: Process, seen: Counter[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_thousand_jobs_that_leak_leave_no_trace(bed: Bed) -> None:
+def test_a_thousand_jobs_that_leak_leave_no_trace(cli: Cli, postgresql_database: str) -> None:
+    """On PostgreSQL; `scripts/bench --leak` does it on SQLite."""
+    with Bed(cli, postgresql_database) as bed:
+        leak_a_thousand_times(bed)
+
+
+def leak_a_thousand_times(bed: Bed) -> None:
     supervisor = bed.start(log_level="warning", slots=2, ready=False)
 
     def run(count: int, total: int) -> None:
