@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from forkrunner import Runner, clock, facts, postman
+from forkrunner import Runner, clock, gathering, postman
 from forkrunner.errors import MailError, MailRefused
 from forkrunner.internal import MAIL
 from forkrunner.job import State
@@ -503,7 +503,7 @@ def test_no_error_is_tried_for_ever(light: Bed, monkeypatch: pytest.MonkeyPatch)
     def fail(*args: object, **more: object) -> None:
         raise RuntimeError("nobody has thought of it")
 
-    monkeypatch.setattr(facts, "gather", fail)
+    monkeypatch.setattr(gathering, "gather", fail)
     monkeypatch.setattr(clock, "utc", lambda: datetime.now(UTC) + timedelta(minutes=1))
     (row,) = mail_jobs(light)
     for patience, kind in (("5d", MailError), ("1s", MailRefused)):
