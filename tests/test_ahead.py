@@ -119,9 +119,9 @@ def test_one_that_waits_is_found_and_removed(queue):
 # ------------------------------------------------------------------------------ processes
 
 
-def most_at_once(bed: Bed) -> int:
-    """Return how many attempts ran at the same time, by their rows."""
-    spans = bed.query("select started_at, finished_at from forkrunner_attempts")
+def most_at_once(bed: Bed, last: int = 1_000_000) -> int:
+    """Return how many attempts ran at the same time, by their rows: of all, or of those that began last."""
+    spans = bed.query("select started_at, finished_at from forkrunner_attempts order by started_at")[-last:]
     # where one begins in the very moment in which another ends they do not overlap
     steps = sorted([(end, -1) for _, end in spans] + [(start, 1) for start, _ in spans])
     most = now = 0
@@ -250,6 +250,26 @@ def test_a_reload_while_jobs_wait_ahead(bed: Bed) -> None:
     supervisor.wait_log(r"mold .* \(generation 2|gen(eration)? 2|mold 2")
     bed.wait_counts(done=2500)
     assert bed.query("select count(*) from forkrunner_attempts where outcome <> 'done'") == [(0,)]
+    bed.stop(supervisor)
+
+
+@pytest.mark.parametrize("slots", [1, 6])
+def test_usr2_to_other_slots_while_jobs_wait_ahead(bed: Bed, slots: int) -> None:
+    """Those that wait were claimed by the old one for its slots; soon there are no more than the new one has."""
+    settings = bed.folder / "forkrunner.toml"
+    settings.write_text("slots = 4\n")
+    bed.enqueue("noop", count=2500)
+    supervisor = bed.cli.start("run", "jobs:runner")
+    assert claimed_ahead(bed, 4)
+    settings.write_text(f"slots = {slots}\n")
+    supervisor.signal(signal.SIGUSR2)
+    supervisor.wait_log("has taken over")
+    ((before,),) = bed.query("select count(*) from forkrunner_attempts")
+    bed.wait_counts(done=2500)
+    assert bed.query("select count(*), max(attempt) from forkrunner_attempts") == [(2500, 1)]
+    assert most_at_once(bed) <= max(4, slots)
+    assert before < 2400, "too few were left to see it"
+    assert most_at_once(bed, (2500 - before) // 2) <= slots
     bed.stop(supervisor)
 
 
