@@ -26,6 +26,9 @@ _TOLD_AFTER = 0.05
 #: The memory of its programs is looked at when a job is so much older than at the last look, but once a second at
 #: least: of one that runs for long they do so too, or there are many.
 _WEIGH_AFTER = 1 / 8
+#: What a process may have beyond its limit while it is alone, and the kernel holds it to that: the kernel counts addresses,
+#: and what the mold had reserved and not used is memory only when the child uses it, bytes.
+_RESERVED = 4 << 20
 #: How long a child that is over its memory is asked kindly: it may be taking more meanwhile, seconds.
 _MEMORY_GRACE = 0.5
 
@@ -84,7 +87,7 @@ class Observer:
             if started and "cpu_seconds" in bound:
                 limits.leave_cpu_to_mold(started)
             by = f" by {len(started) + 1} processes" if started else ""
-            if memory > bound.get("memory", FOREVER):
+            if memory > bound.get("memory", FOREVER) + (0 if started else _RESERVED):
                 got = f"{units.show_bytes(memory)} of its own{by}"
                 sentence = f"more than its memory limit of {units.show_bytes(bound['memory'])}: {got}"
                 busy.grace = min(busy.grace, _MEMORY_GRACE)

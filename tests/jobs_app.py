@@ -401,6 +401,24 @@ def swallow_memory_error() -> None:
         raise ValueError("it did not fit") from None
 
 
+#: The mold has its addresses, a job its memory.
+RESERVED = mmap.mmap(-1, 3 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+@runner.task
+def stay_full() -> str:
+    """Have all that it may have, in small pieces, while the mold looks at it some times."""
+    for page in range(0, len(RESERVED), 4096):
+        RESERVED[page] = 1
+    pieces = []
+    try:
+        while True:
+            pieces.append(object())
+    except MemoryError:
+        time.sleep(1)
+    return "full"
+
+
 @runner.task
 def burn_for_ever(deaf: bool) -> None:
     if deaf:

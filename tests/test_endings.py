@@ -79,6 +79,7 @@ CASES = {
     "fills shared memory": Case("fill_shared", {"megabytes": 150}, {"memory": 100 * MB}),
     "fills memory in programs": Case("fill_in_programs", {"megabytes": 50, "count": 3}, {"memory": 100 * MB}),
     "swallows MemoryError": Case("swallow_memory_error", {}, {"memory": 100 * MB}),
+    "stays full": Case("stay_full", {}, {"memory": 10 * MB}),
     "burns": Case("burn_for_ever", {"deaf": False}, {"cpu_seconds": 1}),
     "burns, deaf": Case("burn_for_ever", {"deaf": True}, {"cpu_seconds": 0.5, "grace": 0.3}),
     "burns and returns": Case("burn", {"seconds": 0.55}, {"cpu_seconds": 0.5, "grace": 0.3}),
@@ -449,6 +450,12 @@ def test_hides_that_it_had_no_memory(endings: Endings) -> None:
     attempt = endings["swallows MemoryError"]
     assert (attempt.outcome, attempt.error_type) == (Outcome.RAISED, "ValueError")
     assert str(attempt.error_message).startswith("it did not fit (its limit memory is 100.0 MB: it had ")
+
+
+def test_lives_on_with_all_that_it_may_have(endings: Endings) -> None:
+    """What the kernel has not refused is not too much for the mold, which had pages that it did not use itself."""
+    row, attempt = endings.rows["stays full"], endings["stays full"]
+    assert (row.state, row.result, attempt.outcome) == (State.DONE, '"full"', Outcome.DONE), attempt
 
 
 def test_uses_up_its_cpu_time(endings: Endings) -> None:
