@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 
 HOST = socket.gethostname()
 
@@ -116,7 +117,7 @@ def private_folder(path: str) -> str:
     """Make sure that `path` is a folder of our own that nobody else can enter.
 
     Raises:
-        PermissionError: it belongs to somebody else, is a link, or others may enter it.
+        PermissionError: it belongs to somebody else, is a link, or others may enter it and it is not for us alone.
     """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     try:
@@ -129,7 +130,18 @@ def private_folder(path: str) -> str:
         if status.st_uid != os.geteuid():
             raise PermissionError(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}")
         if status.st_mode & 0o077:
+            # what systemd or an operator has made for us is closed; /tmp and /run are not, whoever is root
+            if status.st_mode & stat.S_ISVTX or not all(map(_is_ours, os.listdir(fd))):
+                mode = oct(stat.S_IMODE(status.st_mode))[2:]
+                raise PermissionError(
+                    f"{path} is open to others (mode {mode}) and theirs too: expected a folder for forkrunner alone"
+                )
             os.fchmod(fd, 0o700)
     finally:
         os.close(fd)
     return path
+
+
+def _is_ours(name: str) -> bool:
+    """Say whether a runtime folder has entries of this name: life files, and a folder for each database."""
+    return name.endswith(".life") or (len(name) == 16 and not name.strip("0123456789abcdef"))
