@@ -15,6 +15,7 @@ from typing import Any, Generic, overload
 from . import addresses, kinds, mailurl
 from .errors import ConfigError
 from .kinds import Kind, T
+from .options import is_name
 from .redaction import SECRET_NAMES
 from .units import brief, mask
 
@@ -144,7 +145,7 @@ class Settings:
     )
     spares = Setting(kinds.whole(0, 64), 2, "How many processes are forked ahead of need")
     queues = Setting(
-        kinds.names("names of queues", "NAME,…", str.isprintable),
+        kinds.names("names of letters, digits and _ . : -", "NAME,…", is_name),
         (),
         "The queues to take jobs from",
         default_text="all",

@@ -22,6 +22,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 
 from . import clock
 from .errors import SchemaError, StoreError
+from .units import mask
 
 #: Execution options of a connection whose statements each stand by themselves.
 BARE = {"forkrunner_bare": True}
@@ -48,7 +49,7 @@ class Database:
         self.opened: list[tuple[Any, Any]] = []
 
     def __str__(self) -> str:
-        return self.url.render_as_string(hide_password=True)
+        return mask(self.url.render_as_string(hide_password=True))
 
     def engine(self) -> Engine:
         """Make an engine; it connects when it is used."""

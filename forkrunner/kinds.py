@@ -153,9 +153,13 @@ def as_target(value: str) -> str:
     raise ValueError
 
 
+#: Of a URL as SQLAlchemy takes it apart: user and password, a host that may be an address in brackets, a port.
+_AFTER_SCHEME = re.compile(r"(?=.)([^:/]*(:[^@]*)?@)?(\[[^/?\]]+\]|[^/:?\[\]]*)(:\d{0,5})?(?=[/?]|$)")
+
+
 def as_database(url: str) -> str:
     scheme, _, rest = url.partition("://")
-    if scheme in ("postgres", "postgresql", "postgresql+psycopg") and rest:
+    if scheme in ("postgres", "postgresql", "postgresql+psycopg") and _AFTER_SCHEME.match(rest):
         return f"postgresql+psycopg://{rest}"
     # a database in memory is nobody else's: its jobs would wait for ever
     in_memory = ":memory:" in rest or "mode=memory" in rest

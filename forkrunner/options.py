@@ -32,6 +32,11 @@ UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET"})()
 _LONGEST = 100 * 366 * 86400.0
 
 
+def is_name(text: str) -> bool:
+    """Say whether a task or a queue may have this name."""
+    return NAME.fullmatch(text) is not None
+
+
 def _whole(low: int, high: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:
         # bool is an int, but True attempts are a slip

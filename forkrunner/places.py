@@ -388,7 +388,9 @@ def place(settings: Any, database: str | None = None) -> dict[str, Any]:
     if database.startswith("sqlite"):  # one file has many names
         _, _, path = database.partition(":///")
         database = f"sqlite:{os.path.realpath(path)}"
-    key = hashlib.sha256(database.rpartition("@")[2].encode()).hexdigest()[:16]
+    # a folder may have any bytes in its name
+    name = database.rpartition("@")[2].encode("utf-8", "surrogateescape")
+    key = hashlib.sha256(name).hexdigest()[:16]
     folder = os.path.join(settings.runtime_dir, key)
     return {
         "url": settings.progress_url,

@@ -540,10 +540,10 @@ def test_secrets_are_hidden_unless_asked_for(ask: Ask, sqlite_app: str) -> None:
     assert "hunter2" in ask("show", job_id, "--secrets").stdout
 
 
-def test_a_database_is_shown_without_its_password(ask: Ask) -> None:
-    url = "postgresql://me:hunter2@127.0.0.1:1/none"
-    for words in (("list",), ("status",), ("config",), ("config", "--json")):
-        found = ask("--database", url, *words, status=None)
+@pytest.mark.parametrize("url", ["me:hunter2@127.0.0.1:1/none", "me@127.0.0.1:1/none?password=hunter2"])
+def test_a_database_is_shown_without_its_password(ask: Ask, url: str) -> None:
+    for words in (("list",), ("status",), ("config",), ("config", "--json"), ("run", "jobs:runner")):
+        found = ask("--database", f"postgresql://{url}", *words, status=None)
         assert "hunter2" not in found.stdout + found.stderr
 
 

@@ -356,6 +356,18 @@ def test_show_size(value: int, text: str) -> None:
         ("database", "postgresql://h/d", "postgresql+psycopg://h/d"),
         ("database", "postgresql+psycopg://h/d?x=1", "postgresql+psycopg://h/d?x=1"),
         ("database", "sqlite+pysqlite:////abs/x.db", "sqlite:////abs/x.db"),
+        *(
+            ("database", f"postgresql://{rest}", f"postgresql+psycopg://{rest}")
+            for rest in (
+                "u:p/w?:x@h:5432/d",
+                "u@/d?host=/run",
+                "/d",
+                "?service=x",
+                "u:p@[::1]:5432/d",
+                "h:/d",
+                "u:[@h",
+            )
+        ),
         ("progress_url", "memcached://[::1]:5, h/", "memcached://[::1]:5,h:11211"),
         ("slots", 1, 1),
         ("slots", 1000, 1000),
@@ -376,6 +388,9 @@ def test_accepted(name: str, given: object, expected: object) -> None:
         ("database", "sqlite://x.db"),
         ("database", "postgresql://"),
         ("database", "postgresql+asyncpg://h/d"),
+        ("database", "postgresql://u:p@h:port/d"),
+        ("database", "postgresql://h:1,i:2/d"),
+        ("database", "postgresql://[::1/d"),
         ("database", 3),
         ("progress_url", "memcached://"),
         ("progress_url", "memcached://h:0"),
@@ -391,6 +406,8 @@ def test_accepted(name: str, given: object, expected: object) -> None:
         ("progress_rate", True),
         ("queues", 3),
         ("queues", ["a", 3]),
+        ("queues", "default slow"),
+        ("queues", ["ä"]),
         ("log_level", 3),
         ("app", "a:b:c"),
         ("app", "a b:c"),
