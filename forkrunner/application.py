@@ -21,6 +21,7 @@ from . import (
 )
 from .child import Place, flush_all
 from .current import current
+from .describing import text_of
 from .errors import TargetError
 from .hooks import run_before_fork
 from .memory import trim_memory, use_huge_pages
@@ -88,7 +89,7 @@ def _importing_raised(error: BaseException, target: str, folder: str) -> TargetE
     import traceback
 
     return TargetError(
-        f"{target}: importing it raised {type(error).__name__}: {error} (looked in {folder})",
+        f"{target}: importing it raised {type(error).__name__}: {text_of(error)} (looked in {folder})",
         target=target,
         traceback="".join(traceback.format_exception(error)),
     )

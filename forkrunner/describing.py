@@ -27,6 +27,14 @@ def describe(value: object, *, typed: bool = True) -> str:
     return f"{type(value).__name__} {text}" if typed else text
 
 
+def text_of(error: BaseException) -> str:
+    """Return the message of an error of the application's, whose `__str__` may do anything."""
+    try:
+        return str(error)
+    except BaseException as broken:  # noqa: BLE001 - see above
+        return f"<no message: {type(error).__name__}.__str__ raised {type(broken).__name__}>"
+
+
 def is_model(value: object) -> bool:
     """Tell whether this is a row of an ORM (SQLAlchemy, SQLModel, Django), without importing one."""
     kind = type(value)

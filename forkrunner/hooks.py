@@ -7,7 +7,7 @@ before_exit  in each job's process, when its task has ended, also by an exceptio
 
 from __future__ import annotations
 
-from .describing import describe
+from .describing import describe, text_of
 from .errors import ConfigError, TargetError
 
 TYPE_CHECKING = False
@@ -77,7 +77,7 @@ def run_before_fork(hooks: Sequence[Hook], target: str, watch: Watch) -> None:
             hook()
         except BaseException as error:
             raise TargetError(
-                f"{target}: the before_fork hook {name_of(hook)} raised {type(error).__name__}: {error}",
+                f"{target}: the before_fork hook {name_of(hook)} raised {type(error).__name__}: {text_of(error)}",
                 target=target,
                 traceback=_traceback_of(error),
             ) from error

@@ -6,6 +6,7 @@ import os
 
 from . import limits
 from .current import current
+from .describing import text_of
 from .errors import LeaveJob, UserError
 from .redaction import MARK, scrub, secrets_in
 
@@ -100,12 +101,9 @@ def _exit_status(error: SystemExit) -> int:
 
 
 def _text_of(error: BaseException) -> str:
-    try:
-        text = str(error)
-        left_out = len(text) - _MESSAGE_LIMIT
-        return text if left_out <= 0 else f"{text[:_MESSAGE_LIMIT]} [... {left_out} characters left out]"
-    except BaseException as broken:  # noqa: BLE001 - the application's __str__ may do anything
-        return f"<no message: {type(error).__name__}.__str__ raised {type(broken).__name__}>"
+    text = text_of(error)
+    left_out = len(text) - _MESSAGE_LIMIT
+    return text if left_out <= 0 else f"{text[:_MESSAGE_LIMIT]} [... {left_out} characters left out]"
 
 
 def _traceback_of(error: BaseException) -> str:

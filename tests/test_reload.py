@@ -91,6 +91,10 @@ def test_hup_while_jobs_run(bed: Bed) -> None:
         ("def :\n", r"SyntaxError: invalid syntax \(jobs.py, line 1\)"),
         ("import nothing_of_that_name\n", "ModuleNotFoundError: .*, at jobs.py:1"),
         ("import os; os._exit(3)\n", r"the process ended while it was imported \(exit status 3\)"),
+        (
+            "class E(Exception):\n    def __str__(self): raise E\nraise E\n",
+            r"importing it raised E: <no message: E.__str__ raised E>",
+        ),
         ("runner = 1\n", "expected a forkrunner.Runner called 'runner'"),
     ],
 )
