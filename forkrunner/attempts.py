@@ -197,19 +197,14 @@ class Attempts:
 
     def refused(self, mold: Mold, header: dict[str, Any]) -> None:
         """Give a job back that a mold could not fork for; it counts as nothing."""
-        if self.running.pop((header["id"], header["attempt"]), None):
-            mold.busy -= 1
-            mold.jobs -= 1
-            self.mails.discard((header["id"], header["attempt"]))
+        self._take_back((header["id"], header["attempt"]), mold)
         self.supervisor.rows.refused(clock.monotonic())
         self.log.emit("job.refused", id=header["id"], error=header["error"])
 
     def returned(self, mold: Mold, header: dict[str, Any]) -> None:
         """Give a job back that was claimed ahead and has not started; it counts as nothing."""
         key = header["id"], header["attempt"]
-        if self.running.pop(key, None):
-            mold.busy -= 1
-            mold.jobs -= 1
+        self._take_back(key, mold)
         self.supervisor.rows.returned(key)
 
     def give_back(self, mold: Mold, taken: int) -> None:
@@ -219,11 +214,15 @@ class Attempts:
         """
         for key, run in list(self.running.items()):
             if run.mold is mold and run.told > taken:
-                del self.running[key]
-                self.mails.discard(key)
-                mold.busy -= 1
-                mold.jobs -= 1
+                self._take_back(key, mold)
                 self.supervisor.rows.in_doubt = True
+
+    def _take_back(self, key: Key, mold: Mold) -> None:
+        """Forget an attempt that has never started."""
+        if self.running.pop(key, None):
+            self.mails.discard(key)
+            mold.busy -= 1
+            mold.jobs -= 1
 
     def lost(self, mold: Mold, how: str, usages: Mapping[int, resource.struct_rusage]) -> None:
         """End what a dead mold had begun; `usages` by pid: what its children had used."""
@@ -296,7 +295,7 @@ class Attempts:
         }
         if became is None:
             self.log.emit("job.late", **facts)
-        elif attempt.outcome is Outcome.DONE:
+        elif attempt.outcome is Outcome.DONE and became is State.DONE:
             self.log.emit("job.ended", seconds=seconds, **facts)
         else:
             error = (ending.error or "")[:_LONGEST_LINE]

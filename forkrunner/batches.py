@@ -101,7 +101,8 @@ def without_details(ending: Ending, error: Exception) -> Ending:
         Attempt(attempt.job_id, attempt.attempt, attempt.outcome, attempt.supervisor, error_message=words),
         Next(state, after.tries, after.crashes, after.delay),
         error=words,
-        notice=ending.notice,
+        # it would tell of success
+        notice=ending.notice if state is after.state else None,
     )
 
 

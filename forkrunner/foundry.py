@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 from typing import TYPE_CHECKING, Any
 
 from . import channel, clock, measure, process, stacks
@@ -81,7 +80,7 @@ class Foundry:
         """Give a mold no more jobs; it ends when its last one has."""
         if reason == "reload":
             mold.link.tell({"kind": "leave", "wish": "reload"})
-        mold.link.tell({"kind": "end", "reason": reason})
+        mold.link.tell({"kind": "end"})
         self.log.emit("mold.retired", generation=mold.generation, busy=mold.busy)
 
     def reload(self) -> None:
@@ -193,8 +192,3 @@ def _where(traceback: str | None, folder: str) -> str:
     found = re.findall(r'File "([^"<]+)", line (\d+)', traceback or "")
     own = [(path, line) for path, line in found if path.startswith(os.path.join(folder, ""))]
     return "".join(f", at {os.path.relpath(path, folder)}:{line}" for path, line in own[-1:])
-
-
-def how_it_ended(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    return signal.Signals(-code).name if code < 0 else f"exit status {code}"

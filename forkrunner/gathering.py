@@ -39,8 +39,6 @@ _VERBS = {
     "failure": "failed",
     "attempt": "failed and is tried again",
     "success": "is done",
-    "start": "could not start",
-    "test": "can send mail",
 }
 
 

@@ -80,7 +80,7 @@ class Hearing:
         self.supervisor.foundry.care_at = 0.0
         if before is not None:
             self.supervisor.foundry.retire(before, mold.place.reason)
-        if self.supervisor.store is None and len(self.supervisor.molds) == 1:
+        if self.supervisor.store is None and len(self.supervisor.molds.places) == 1:
             self.supervisor.molds.extend(
                 targets_of(self.supervisor.target, self.supervisor.settings.molds)[1:]
             )

@@ -31,6 +31,7 @@ from .lifeline import VARIABLE, names, send
 from .places import place
 from .signals import Poll, Signals
 from .surroundings import Surroundings
+from .verdict import end_of
 from .webservers import Servers, Who
 
 if TYPE_CHECKING:
@@ -194,8 +195,6 @@ class Keeper:
         self.renew_at = now
 
     def on_child(self, number: int, now: float) -> None:
-        from .foundry import how_it_ended
-
         for pid, status, _ in process.reap():
             self.leaving.discard(pid)
             if pid != self.supervisor:
@@ -208,7 +207,7 @@ class Keeper:
                 pause = min(_FIRST_PAUSE * 2 ** (self.young_deaths - 2), _LAST_PAUSE)
             if not self.stopping and self.servers.serving:
                 self.start_at = now + pause
-                self.log.emit("keeper.again", how=how_it_ended(status), seconds=pause)
+                self.log.emit("keeper.again", how=end_of(status), seconds=pause)
 
     # ------------------------------------------------------------------------ web processes
 

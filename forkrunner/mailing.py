@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Longest time between two looks for mails that are due: what another supervisor has left undone, seconds.
 _LOOK = 15.0
+#: And when one is due that was not to be had: somebody holds it locked.
+_HELD = 0.1
 #: Mails are forgotten so long after they were sealed; looked for so often, seconds.
 _KEPT = timedelta(days=40)
 _FORGET_EVERY = 3600.0
@@ -85,7 +87,7 @@ class Mailing:
             supervisor.foundry.send()
             self.look_at = 0.0
             return
-        self.look_at = clock.monotonic() + min(_LOOK, _LOOK if due is None else due)
+        self.look_at = clock.monotonic() + min(_LOOK, _LOOK if due is None else max(due, _HELD))
         if now >= self.forget_at:
             self.forget_at = now + _FORGET_EVERY
             supervisor.ask(lambda: (store.outbox.forget(_KEPT),))

@@ -11,7 +11,7 @@ Always true between two turns of the loop:
 (2) this process has one thread at every fork, and no database connection ever;
 (3) a child that is neither in `children` nor the application's own, which it has started when it was imported, is a
     leftover of an ended job, and is killed;
-(4) the lease over, no child is alive: a mold whose supervisor is frozen or cut off kills by itself.
+(4) the lease over, no job runs: a mold whose supervisor is frozen or cut off kills by itself.
 """
 
 from __future__ import annotations
@@ -247,13 +247,14 @@ class Mold:
         for job, arguments in jobs:
             if "timeout" in job:
                 job["deadline"] = now + job["timeout"]
+            if job["task"] not in self.place.tasks:
+                self.refuse(job)
+                continue
             if "limits" in job and "memory" in job["limits"]:
                 group = self.groups.make(job["id"], job["attempt"], job["limits"]["memory"])
                 if group:
                     job["limits"]["group"] = group
-            if job["task"] not in self.place.tasks:
-                self.refuse(job)
-            elif (
+            if (
                 len(arguments) > _PIPE_SIZE
                 or "cursor" in job
                 or not self.give_to_a_spare(job, arguments, now)
@@ -326,6 +327,8 @@ class Mold:
                 os.close(fd)
         if message is not None:
             job = message[0]
+            if group := job.get("limits", {}).pop("group", None):
+                self.groups.close(group)  # it may come again, under the same name
             self.tell({"kind": "refused", "id": job["id"], "attempt": job["attempt"], "error": str(error)})
         self.spare_at = clock.monotonic() + 1.0
 
@@ -397,7 +400,7 @@ class Mold:
             dead.group_killed = kills and most
 
     def enforce_lease(self, now: float) -> None:
-        """Kill every child at the end of the lease: the rows may be somebody else's from then on. Keeps (4)."""
+        """Kill what runs at the end of the lease: the rows may be somebody else's from then on. Keeps (4)."""
         if self.lease_until == FOREVER or clock.boottime() < self.lease_until:
             return
         self.lease_until, self.lease_over = FOREVER, True

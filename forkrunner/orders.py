@@ -10,10 +10,10 @@ import signal
 from typing import TYPE_CHECKING
 
 from . import clock, descriptors, process
-from .foundry import how_it_ended
 from .job import Outcome
 from .molds import FOREVER
 from .signals import Signals
+from .verdict import end_of
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
@@ -145,13 +145,11 @@ class Orders:
             self.supervisor.foundry.gone(pid)
             mold = self.supervisor.molds.with_pid(pid)
             if mold is not None:
-                self.supervisor.hearing.on_dead_mold(mold, how_it_ended(status))
+                self.supervisor.hearing.on_dead_mold(mold, end_of(status))
             elif pid == self.supervisor.housekeeping.pid:
                 self.supervisor.housekeeping.ended(status)
             elif pid == self.supervisor.upgrade.pid:
-                self.may_hand_over = (
-                    self.supervisor.upgrade.ended(how_it_ended(status)) and self.stop_at == FOREVER
-                )
+                self.may_hand_over = self.supervisor.upgrade.ended(end_of(status)) and self.stop_at == FOREVER
 
     def kill(self, reason: str, outcome: Outcome) -> None:
         """End all running attempts at once; `outcome` says whether that counts against them."""

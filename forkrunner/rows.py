@@ -48,6 +48,8 @@ class Rows:
         self.came_back: set[Key] = set()
         self.gave_back = False
         self.idle_pause = _IDLE_FIRST
+        #: How long what is due and was not to be had is left alone: somebody holds it locked.
+        self.held_pause = 0.0
 
     def most(self) -> int:
         """Say how many jobs may be claimed at the same time: one for each slot, and while they end fast some ahead."""
@@ -106,7 +108,7 @@ class Rows:
             self.attempts.report(ending, written.get(ending.key))
         self.attempts.write_at = clock.monotonic() if self.attempts.endings else FOREVER
         if claims:
-            self.idle_pause = _IDLE_FIRST
+            self.idle_pause, self.held_pause = _IDLE_FIRST, 0.0
             self.supervisor.wishes.expect(now)
             if self.gave_back:
                 # somebody may have wished for something while they waited
@@ -143,7 +145,8 @@ class Rows:
         store, queues = self.supervisor.store, self.supervisor.settings.queues or None
         due = self.supervisor.ask(lambda: (store.next_due(queues),)) if store else None
         if due and due[0] is not None:
-            pause = min(max(due[0], 0.0), pause)
+            self.held_pause = 0.0 if due[0] > 0 else min(max(self.held_pause * 2, _GATHER), pause)
+            pause = min(max(due[0], self.held_pause), pause)
         return clock.monotonic() + pause
 
     def give_back_strays(self) -> bool:

@@ -298,17 +298,6 @@ class Runner:
     ) -> Call[Any]:
         """Check a call by name and keep it for `enqueue_many`; see `enqueue`."""
         check_option("name", name, describe(name, typed=False), EnqueueError)
-        # without that module there is no file among the arguments; with it they may be anywhere in them
-        files = self.files() if "forkrunner.files" in sys.modules else None
-        text = dump_named(name, arguments or {}, self.settings.argument_limit, files)
-        task = self.tasks.get(name)
-        if task is not None:
-            loaded = task.load(text, files)
-            if task.signature.has_secrets:
-                if files is not None:
-                    files.rows.clear()
-                # by name they may come as plain text: the row is to say that they are secrets
-                text = task.dump(*loaded, self.settings.argument_limit, files)
         if delay is not None and run_at is not None:
             raise EnqueueError(f"task {name}: expected delay or run_at, got both", task=name)
         given = dict(options or {})
@@ -317,25 +306,41 @@ class Runner:
             raise EnqueueError(
                 f"task {name}: options: {expected}, got {', '.join(sorted(strange))}", task=name
             )
-        if task is not None:
-            overrides = task.using(**given).overrides()
-        else:
-            checked = {key: check_option(key, value, name, EnqueueError) for key, value in given.items()}
-            if files and files.rows:
-                # the copies of them are in there
-                checked.pop("temporary_folder", None)
-            overrides = json.dumps(checked) if checked else None
+        task = self.tasks.get(name)
         if queue is None:
             queue = task.queue if task else "default"
         if priority is None:
             priority = task.priority if task else 0
+        queue = check_option("queue", queue, name, EnqueueError)
+        priority = check_option("priority", priority, name, EnqueueError)
+        wait = 0.0 if delay is None else check_option("delay", delay, name, EnqueueError)
+        moment = None if run_at is None else check_run_at(run_at, name)
+        checked = {key: check_option(key, value, name, EnqueueError) for key, value in given.items()}
+        overrides = task.using(**given).overrides() if task else None
+
+        # Files are stored by this, so it comes after all else that may be refused. Without that module there is none
+        # among the arguments; with it they may be anywhere in them.
+        files = self.files() if "forkrunner.files" in sys.modules else None
+        text = dump_named(name, arguments or {}, self.settings.argument_limit, files)
+        if task is None:
+            if files and files.rows:
+                # the copies of them are in there
+                checked.pop("temporary_folder", None)
+            overrides = json.dumps(checked) if checked else None
+        else:
+            loaded = task.load(text, files)
+            if task.signature.has_secrets:
+                if files is not None:
+                    files.rows.clear()
+                # by name they may come as plain text: the row is to say that they are secrets
+                text = task.dump(*loaded, self.settings.argument_limit, files)
         return Call(
             name,
             text,
-            queue=check_option("queue", queue, name, EnqueueError),
-            priority=check_option("priority", priority, name, EnqueueError),
-            delay=0.0 if delay is None else check_option("delay", delay, name, EnqueueError),
-            run_at=None if run_at is None else check_run_at(run_at, name),
+            queue=queue,
+            priority=priority,
+            delay=wait,
+            run_at=moment,
             options=overrides,
             connection=connection,
             files=files.rows if files else (),

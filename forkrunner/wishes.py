@@ -42,11 +42,13 @@ class Wishes:
         # where we are told of each, looking is a safety net: no statement a second for one long job
         told = self.supervisor.waking.works()
         pause = self.supervisor.settings.poll_interval * TRUST if told else EVERY
-        self.due = now + pause if self.attempts.running else FOREVER
         store, supervisor = self.supervisor.store, self.supervisor.lease.id
         wishes = self.supervisor.ask(lambda: store.wishes(supervisor))
         if wishes is None:
+            # locked, or away: whoever has woken us for a wish is not to wait for the next look of an idle time
+            self.due = now + SOON
             return
+        self.due = now + pause if self.attempts.running else FOREVER
         wanted = {(wish.id, wish.attempt): wish for wish in wishes}
         for key, run in self.attempts.running.items():
             wish = wanted.get(key)

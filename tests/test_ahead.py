@@ -6,15 +6,23 @@ import os
 import signal
 import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from forkrunner.ahead import FOREVER, PATIENCE, Pace, Queue
+from forkrunner.attempts import Attempts
 from forkrunner.children import Child, Children
 from forkrunner.job import State
 
 from .running import LONG, Bed
 from .support import wait_until
+
+if TYPE_CHECKING:
+    from forkrunner.attempts import Running
+    from forkrunner.molds import Mold
+    from forkrunner.supervisor import Supervisor
 
 # ------------------------------------------------------------------------------ bookkeeping
 
@@ -240,6 +248,20 @@ def test_a_mail_that_hangs_takes_no_place_from_those_that_wait(slots: int) -> No
     assert len(queue.take(children.in_slots, 100.0)) == 1
     children.died(10)
     assert children.in_slots == 0
+
+
+def test_a_mail_that_is_given_back_is_being_sent_no_more() -> None:
+    """After its lease a mold gives back all that it is told to start, mails too; the next mail is not to wait for that one."""
+    said: list[tuple[str, int]] = []
+    attempts = Attempts(
+        cast("Supervisor", SimpleNamespace(log=None, rows=SimpleNamespace(returned=said.append)))
+    )
+    mold = SimpleNamespace(busy=1, jobs=1)
+    attempts.mails.add(("mail", 1))
+    attempts.running["mail", 1] = cast("Running", SimpleNamespace())
+    attempts.returned(cast("Mold", mold), {"id": "mail", "attempt": 1})
+    assert (attempts.mails, attempts.busy, mold.busy, mold.jobs) == (set(), 0, 0, 0)
+    assert said == [("mail", 1)]
 
 
 def test_a_reload_while_jobs_wait_ahead(bed: Bed) -> None:

@@ -87,6 +87,26 @@ def test_its_backends_are_terminated_while_jobs_run(bed: Bed, postgres: Postgres
     _each_once(bed, ids)
 
 
+def test_a_job_that_somebody_holds_locked_is_not_asked_for_all_the_time(
+    cli: Cli, postgres: Postgres, postgresql_database: str
+) -> None:
+    """An update that somebody left open in psql, say."""
+    name = postgresql_database.rpartition("/")[2]
+    count = f"select xact_commit from pg_stat_database where datname = '{name}'"
+    with Bed(cli, postgresql_database) as bed, postgres.connect(name) as db, postgres.connect() as other:
+        held = bed.put("work")
+        db.execute("begin")
+        db.execute("select from forkrunner_jobs for update")
+        supervisor = bed.start(poll_interval=1)
+        (before,) = other.execute(count).fetchone()
+        time.sleep(3)  # it is counted in a time
+        (after,) = other.execute(count).fetchone()
+        db.execute("rollback")
+        assert bed.ended(held).state is State.DONE
+        bed.stop(supervisor)
+    assert after - before < 100
+
+
 # ---------------------------------------------------------------------------- it is silent
 
 

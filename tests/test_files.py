@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from forkrunner import ArgumentError, InputFile, Job, OutputFile, Runner, StorageError
+from forkrunner import ArgumentError, EnqueueError, InputFile, Job, OutputFile, Runner, StorageError
 from forkrunner.filenames import display_name, safe_name, suffix_of
 from forkrunner.job import Next, Outcome, State
 from forkrunner.records import Attempt, Ending, SupervisorRow
@@ -270,6 +270,21 @@ def left(runner: Runner) -> tuple[int, list[str]]:
     root = Path(runner.storage.url)
     rows = sum(sum(states.values()) for states in runner.store.counts().values())
     return rows, sorted(path.name for path in root.rglob("*") if path.is_file() and path.name != "database")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"delay": -1}, {"queue": "a b"}, {"priority": "high"}, {"options": {"memory": "much"}}], ids=str
+)
+@pytest.mark.parametrize("name", ["take", "unknown"])
+def test_a_call_by_name_that_is_refused_stores_nothing(
+    plain: Runner, name: str, wrong: dict[str, Any]
+) -> None:
+    content = InputFile.from_bytes(b"x", name="a")
+    with pytest.raises(EnqueueError):
+        plain.enqueue(name, {"source": content}, **wrong)
+    assert left(plain) == (0, [])
+    plain.enqueue(name, {"source": content})
+    assert left(plain)[0] == 1
 
 
 def test_a_storage_that_cannot_be_reached_makes_no_job(database: str, tmp_path: Path):
