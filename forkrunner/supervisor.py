@@ -141,7 +141,9 @@ class Supervisor:
                 self.notifier.beat(now)
                 if self.orders.may_hand_over:
                     self.orders.may_hand_over = False
-                    self.upgrade.hand_over()
+                    self.orders.take()  # what came since would be gone with this image
+                    if self.orders.stop_at == FOREVER:
+                        self.upgrade.hand_over()
                 self.log.flush()
         finally:
             self.shut_down()
