@@ -49,8 +49,7 @@ class Leftovers:
     def sweep(self, dead: list[Child]) -> None:
         """Kill what ended jobs have left behind, and count it to them. Keeps (3) of `mold.py`.
 
-        Whatever a job has started falls to us when it ends, however it fled: we are the subreaper of all. It is
-        not waited for here: its own death wakes us, and then we get what that leaves.
+        It is not waited for here: its own death wakes us, and then we get what that leaves.
         """
         found = self._family.look()
         if found.count(b" ") == len(self._children) + len(self._helpers) + len(self._own):

@@ -74,7 +74,7 @@ def fold(text: str) -> str:
 
 
 def write(facts: Facts, settings: Settings, to: Sequence[str]) -> EmailMessage:
-    """Put a mail into words; the same facts make the same message, but for its date."""
+    """Put a mail into words; the same facts make the same message, but for its date and boundary."""
     subject, text, html = _render(facts, settings.mail_templates)
     message = EmailMessage(policy=POLICY)
     sender = settings.mail_from or default_sender()

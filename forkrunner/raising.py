@@ -21,7 +21,7 @@ _SECRET = MARK.encode()
 
 
 def judge(error: BaseException, job: dict[str, Any], task: Any) -> dict[str, Any]:
-    """Say how an attempt ended that raised: one line per way."""
+    """Say how an attempt that raised has ended: left, exited, over a limit, or raised."""
     if left := leave_in(error):
         return {
             "kind": "outcome",

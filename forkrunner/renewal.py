@@ -49,7 +49,7 @@ class Renewal:
         return True
 
     def picture(self) -> str:
-        """Say how the supervisor stands, for its row; `clientsql.py` looks for the word `queues`, there if not all are its own."""
+        """Say how the supervisor stands, for its row. `queues` is there only if it does not take from all: `clientsql.py` asks for that."""
         found: dict[str, Any] = {
             "stage": self.supervisor.orders.stage,
             "molds": self.supervisor.molds.picture(),

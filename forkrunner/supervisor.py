@@ -2,12 +2,11 @@
 
 One thread, one loop with one place that blocks. It polls the jobs table, marks rows busy
 inside a transaction, hands them to a mold, writes outcomes back in batches, keeps its own
-lease alive and rescues the rows of dead supervisors. It talks to the database and to its
-mold and to nothing else; it never imports the application, so nothing in the application can
-crash it, block it or make it grow.
+lease alive and rescues the rows of dead supervisors. It never imports the application, so nothing in
+the application can crash it, block it or make it grow.
 
-Here are the loop, its beginning and its end. The duties that it calls are in files of their own, each with what it
-alone writes to: `attempts.py` (what runs, what has ended), `rows.py` (the turn), `wishes.py`, `renewal.py` (the lease,
+Here are the loop, its beginning and its end. The duties that it calls are in files of their own, each with when it is
+due next and what it keeps: `attempts.py` (what runs, what has ended), `rows.py` (the turn), `wishes.py`, `renewal.py` (the lease,
 the rescue), `waking.py`, `hearing.py` (the molds' messages) and `orders.py` (signals, stopping).
 
 Always true between two lines of the loop:

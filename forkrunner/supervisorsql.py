@@ -299,7 +299,7 @@ class SupervisorStatements(Statements):
     @functools.cached_property
     def orphans(self) -> Any:
         held = sa.exists().where(supervisors.c.id == jobs.c.supervisor)
-        # in no order: the history, not the index of live rows, has them in that of their ids
+        # without ORDER BY: by their ids they would be read out of the whole history, and not out of the index of live rows
         return (
             sa.select(*CLAIM)
             .where(jobs.c.state == BUSY, ~held)
